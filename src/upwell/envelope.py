@@ -1,0 +1,189 @@
+"""Events to bytes and back: the only wire format. docs/wire.md describes it for other readers.
+
+A packed record is UTF-8 JSON Lines: a header, then one line for each event or marker of one lane, in order. It is
+self-describing: the header carries the schema of every table that its lines refer to. With zstd the whole record
+is one zstd frame, known by its magic number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, NamedTuple
+from urllib.parse import quote
+
+import orjson
+import zstandard
+
+from upwell.errors import Rejected
+from upwell.model import (
+    DELETE,
+    UPSERT,
+    ChangeEvent,
+    LaneItem,
+    LaneRecord,
+    Marker,
+    Operation,
+    TableSchema,
+    Value,
+    Version,
+)
+
+FORMAT_VERSION = 1
+# Packed records are not built beyond this; only one event that is larger by itself makes a larger record.
+PACKED_BYTES_MAX = 256 * 1024
+# What a record may unpack to: a guard against a small record that unpacks to all of the memory.
+UNPACKED_BYTES_MAX = 64 * 1024 * 1024
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_HEADER_ROOM = 256  # bytes of a header without its schemas, about
+
+Compression = Literal["none", "zstd"]
+
+_WAS_HINT = {was: b',{"was":"' + was.encode() + b'"}]' for was in ("insert", "update", "read")}
+
+
+class ReceivedEvent(NamedTuple):
+    """A change event as a subscriber sees it: its values are decoded."""
+
+    schema: TableSchema
+    operation: Operation
+    version: Version
+    time: str
+    key: tuple[Value, ...]
+    values: list[Value]  # the row in the order of the schema's columns; of a delete the key
+
+
+def event_line(item: LaneItem) -> bytes:
+    """The item's line in a packed record, without the line's end."""
+    if isinstance(item, Marker):
+        return orjson.dumps(["m", item.schema.hash, item.phase, item.resync, item.lanes])
+    head = b'["%b","%b","%b","%b",' % (
+        item.operation.encode(),
+        item.schema.hash.encode(),
+        item.version.hex().encode(),
+        item.time.encode(),
+    )
+    if item.row is None:
+        return head + item.key + b"]"
+    if item.changed is not None:
+        return head + item.row + b"," + orjson.dumps({"was": item.was, "changed": item.changed}) + b"]"
+    return head + item.row + _WAS_HINT[item.was]
+
+
+def pack_record(
+    pipeline: str,
+    lane: int,
+    term: int,
+    seq: int,
+    after: tuple[int, int] | None,
+    items: Sequence[LaneItem],
+    compression: Compression = "none",
+) -> tuple[bytes, int]:
+    """The record of as many of `items`, from the front, as fit PACKED_BYTES_MAX uncompressed, at least one; and how
+    many those are.
+    """
+    schemas: dict[str, TableSchema] = {}
+    lines: list[bytes] = []
+    size = _HEADER_ROOM
+    for item in items:
+        line = event_line(item)
+        size += len(line) + 1
+        schema = item.schema
+        if schema.hash not in schemas:
+            size += _schema_size(schema)
+        if lines and size > PACKED_BYTES_MAX:
+            break
+        schemas[schema.hash] = schema
+        lines.append(line)
+    data = b"\n".join([_header(pipeline, lane, term, seq, after, schemas.values()), *lines, b""])
+    if compression == "zstd":
+        data = zstandard.ZstdCompressor(level=1).compress(data)
+    return data, len(lines)
+
+
+def _schema_size(schema: TableSchema) -> int:
+    return 32 + 64 * len(schema.columns) + len(schema.table)
+
+
+def _header(
+    pipeline: str, lane: int, term: int, seq: int, after: tuple[int, int] | None, schemas: Iterable[TableSchema]
+) -> bytes:
+    header: dict[str, Any] = {"upwell": FORMAT_VERSION, "pipeline": pipeline, "lane": lane, "term": term, "seq": seq}
+    if after is not None:
+        header["after"] = after
+    header["schemas"] = {schema.hash: schema.to_wire() for schema in schemas}
+    return orjson.dumps(header)
+
+
+def unpack_record(data: bytes) -> LaneRecord[ReceivedEvent | Marker]:
+    """Reads `pack_record`. Raises Rejected for anything else: such bytes can never be applied."""
+    try:
+        header_line, *lines = _unpacked(data).split(b"\n")
+        header = orjson.loads(header_line)
+        if header["upwell"] != FORMAT_VERSION:
+            raise Rejected(f"The record has format version {header['upwell']}; this subscriber reads {FORMAT_VERSION}.")
+        schemas = {name: TableSchema.from_wire(wire) for name, wire in header["schemas"].items()}
+        after = header.get("after")
+        return LaneRecord(
+            pipeline=header["pipeline"],
+            lane=header["lane"],
+            term=header["term"],
+            seq=header["seq"],
+            after=None if after is None else (after[0], after[1]),
+            items=[_received(orjson.loads(line), schemas) for line in lines if line],
+        )
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, zstandard.ZstdError) as error:
+        raise Rejected(f"The record is not a packed upwell record ({type(error).__name__}).") from error
+
+
+def _unpacked(data: bytes) -> bytes:
+    if not data.startswith(_ZSTD_MAGIC):
+        return data
+    return zstandard.ZstdDecompressor().decompress(data, max_output_size=UNPACKED_BYTES_MAX)
+
+
+def _received(line: list[Any], schemas: dict[str, TableSchema]) -> ReceivedEvent | Marker:
+    operation = line[0]
+    schema = schemas[line[1]]
+    if operation == UPSERT:
+        values = line[4]
+        if len(values) != len(schema.columns):
+            raise ValueError("a row has another number of values than its schema has columns")
+        key = tuple([values[index] for index in schema.key_indexes])
+        return ReceivedEvent(schema, UPSERT, bytes.fromhex(line[2]), line[3], key, values)
+    if operation == DELETE:
+        values = line[4]
+        if len(values) != len(schema.key):
+            raise ValueError("a key has another number of values than its schema says")
+        return ReceivedEvent(schema, DELETE, bytes.fromhex(line[2]), line[3], tuple(values), values)
+    if operation == "m":
+        return Marker(schema, line[3], line[2], line[4])
+    raise ValueError("unknown kind of line")
+
+
+def cloud_event(pipeline: str, event: ChangeEvent) -> bytes:
+    """The event as one CloudEvents 1.0 JSON document. A partial row has only the columns that it holds."""
+    schema = event.schema
+    key: list[Value] = orjson.loads(event.key)
+    subject = "/".join([schema.table, *(quote(_key_text(value), safe="") for value in key)])
+    version = event.version.hex()
+    data: dict[str, Any] = {"version": version, "was": event.was, "key": dict(zip(schema.key, key, strict=True))}
+    if event.row is not None:
+        names = [column.name for column in schema.columns]
+        data["row"] = dict(zip(names, event.values(), strict=True))
+    if event.changed is not None:
+        data["changed"] = event.changed
+    return orjson.dumps(
+        {
+            "specversion": "1.0",
+            "id": f"{pipeline}/{version}/{subject}",
+            "source": f"upwell:{pipeline}",
+            "type": "upwell.upsert" if event.operation == UPSERT else "upwell.delete",
+            "subject": subject,
+            "time": event.time,
+            "data": data,
+        }
+    )
+
+
+def _key_text(value: Value) -> str:
+    return value if isinstance(value, str) else orjson.dumps(value).decode()

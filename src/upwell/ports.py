@@ -1,0 +1,288 @@
+"""The contracts between the flow and the outside world. Each adapter passes the contract suite of its port.
+
+All of them translate what goes wrong into the classes of errors.py and retry nothing themselves: the only retry
+loops are the flow's (pipeline/delivery.py, pipeline/applier.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from upwell.errors import TransientError
+from upwell.model import (
+    LOWEST_VERSION,
+    Checkpoint,
+    Chunk,
+    Cursor,
+    DeadLetter,
+    LaneItem,
+    Lease,
+    Position,
+    Rejection,
+    TableSchema,
+    Value,
+    Version,
+    Window,
+)
+
+
+class Clock(Protocol):
+    """Time, as an argument."""
+
+    def now(self) -> float:
+        """Seconds since 1970, UTC; may jump."""
+
+    def monotonic(self) -> float:
+        """Seconds from an arbitrary point; never goes back."""
+
+    def sleep(self, seconds: float) -> None:
+        """Wait; may return early when the program is told to stop."""
+
+
+class Source(Protocol):
+    """A database that tells what changed. One thread uses it.
+
+    Call order: `start` once, again after a PositionLost or any error; then `changes`, `chunk`, `confirm` in any
+    order. After TransientError the source reconnects by itself at the next call and goes on at the position given.
+    """
+
+    def tables(self) -> Sequence[TableSchema]:
+        """The configured tables as they are now, key columns included, in a stable order."""
+
+    def start(self, position: Position | None, epoch: int) -> tuple[Position, int]:
+        """Make ready to read from `position`, or from now on where it is None; `epoch` stamps the versions to come.
+
+        Returns the position and the commit number that it stands for (see Window.commit). Raises PositionLost where
+        the source can't prove that it still has everything after the position; OperatorError where capture is off.
+        """
+
+    def changes(self, after: Position, limit: int, wait_s: float) -> Window:
+        """What committed after `after`, about `limit` events at most, waiting up to `wait_s` for the first.
+
+        `after` is the position of the window before or, where that was not complete, still continues it. Versions
+        never decrease. Events of one transaction share the commit number. Never returns what rolled back.
+        Raises PositionLost where the log has gone, TransientError where the connection has.
+        """
+
+    def start_chunks(self) -> None:
+        """From now on the caller remembers the keys of what is delivered, by transaction.
+
+        Every later chunk contains all that was delivered before this call.
+        """
+
+    def chunk(self, schema: TableSchema, cursor: Cursor | None, limit: int) -> Chunk | None:
+        """Up to `limit` rows after `cursor` in the database's key order; None: not possible yet, ask again soon."""
+
+    def estimate(self, table: str) -> int | None:
+        """About how many rows the table has, from statistics; None where unknown. Cheap."""
+
+    def confirm(self, position: Position) -> None:
+        """Everything before it is durable at the destination and the checkpoint is saved: the log may be freed."""
+
+    def health(self) -> Mapping[str, Any]:
+        """For `status`: what the source retains and for how long; keys are documented in docs/operations.md."""
+
+    def close(self) -> None:
+        """Free connections; never raises."""
+
+
+@dataclass(slots=True)
+class Parcel:
+    """What one lane has under way: at most one at any time, so that nothing overtakes."""
+
+    lane: int
+    term: int
+    seq: int
+    after: tuple[int, int] | None  # on the first of a term: the last acknowledged (term, sequence) before it
+    taken: int  # how many of the items offered it covers, those rejected included
+    body: Any = None  # the sink's own form of what remains to be sent; None: nothing does
+    size: int = 0  # bytes on the wire, about
+    rejected: list[Rejection] = field(default_factory=list)  # filled by pack, and by send where the service refuses
+
+
+class Sink(Protocol):
+    """Where a publisher sends. Several threads may be in `send` at once, each with other lanes."""
+
+    carries_markers: bool  # True: resyncs are opened and closed in the stream; False: `sweep` ends them
+    parcels_max: int  # a call's limit
+    call_bytes_max: int  # a call's limit
+
+    def pack(self, lane: int, term: int, seq: int, after: tuple[int, int] | None, items: Sequence[LaneItem]) -> Parcel:
+        """Encode as many of `items`, from the front, as fit one parcel; at least one. Does no I/O.
+
+        What can never be sent (too large, not representable) goes to `Parcel.rejected`. A parcel whose items were
+        all rejected has no body.
+        """
+
+    def send(self, parcels: Sequence[Parcel]) -> Sequence[TransientError | None]:
+        """One attempt, an answer for each parcel: None where it is durable, else why to send the same again.
+
+        May lower `body` to what remains and add to `rejected`. Raises TransientError where the whole call failed
+        (all are sent again, though they may have arrived), OperatorError where only a person can help.
+        """
+
+    def prepare(self, schemas: Sequence[TableSchema]) -> None:
+        """Before the first event of these schemas: create or check what they need. Raises OperatorError."""
+
+    def sweep(self, schema: TableSchema, before: Version) -> int:
+        """Remove what is older than `before` from the table and return how many; only where not carries_markers."""
+
+    def close(self) -> None:
+        """Free connections; never raises."""
+
+
+@dataclass(slots=True)
+class Request:
+    """Something asked of the publisher: by a person (`upwell resync`) or by a subscriber (repair)."""
+
+    id: str
+    table: str | None  # None: all tables
+    reason: str
+
+
+class StateStore(Protocol):
+    """Where a publisher keeps what survives it. Every write is atomic and durable when it returns."""
+
+    def acquire(self, now: float) -> Lease:
+        """Become the pipeline's publisher, with a term above every earlier one. Raises LeaseLost where one lives."""
+
+    def load(self) -> Checkpoint | None:
+        """The last checkpoint; None where there never was one. Raises OperatorError where it can't be trusted."""
+
+    def save(self, checkpoint: Checkpoint, lease: Lease) -> None:
+        """Raises LeaseLost, and saves nothing, where another publisher has taken over since."""
+
+    def add_dead_letters(self, letters: Sequence[DeadLetter]) -> None:
+        """Keep them; equal ones (table, key, version) once. Their `id` is ignored and given anew."""
+
+    def requests(self) -> Sequence[Request]:
+        """What was asked and not yet `finish`ed."""
+
+    def finish(self, request: Request) -> None:
+        """The request is in the checkpoint."""
+
+    def put_status(self, status: Mapping[str, Any]) -> None:
+        """What `upwell status` shows; JSON values."""
+
+    def release(self) -> None:
+        """Let another publisher take over; never raises."""
+
+
+class ControlChannel(Protocol):
+    """How a subscriber asks a publisher for a repair: the publisher polls it, nothing calls on-premises."""
+
+    def ask(self, pipeline: str, request: Request) -> None:
+        """Idempotent by the request's id."""
+
+    def poll(self, pipeline: str) -> Sequence[Request]:
+        """What was asked and not yet finished."""
+
+    def finish(self, pipeline: str, request: Request) -> None:
+        """The request is in the publisher's checkpoint."""
+
+
+@dataclass(slots=True)
+class LaneState:
+    """What the target knows of a lane; locked, compared and moved in the transaction that writes the rows."""
+
+    version: Version = LOWEST_VERSION  # the watermark
+    term: int = 0
+    seq: int = 0
+    resyncs: dict[str, int] = field(default_factory=dict)  # table → the newest resync opened in this lane
+
+
+@dataclass(slots=True)
+class ResyncState:
+    """What the target knows of a table's newest resync."""
+
+    resync: int
+    active: bool
+    closed: set[int] = field(default_factory=set)  # lanes
+
+
+class TargetTransaction(Protocol):
+    """One transaction of the target. What a write refuses leaves the transaction usable and that write undone."""
+
+    def lock_lanes(self, pipeline: str, lanes: Sequence[int]) -> dict[int, LaneState]:
+        """Lock the lanes' watermark rows, in lane order; a lane never seen gets one."""
+
+    def save_lanes(self, pipeline: str, states: Mapping[int, LaneState]) -> None:
+        """Move the watermarks."""
+
+    def lock_resyncs(self, pipeline: str, shared: Sequence[str], exclusive: Sequence[str]) -> dict[str, ResyncState]:
+        """The resyncs of these tables, locked in table order: a sweep must not run beside an upsert's note."""
+
+    def save_resync(self, pipeline: str, table: str, state: ResyncState) -> None:
+        """Keep it; a newer resync's notes replace those of an older one."""
+
+    def ensure_table(self, schema: TableSchema) -> None:
+        """Before the first row of this schema: create the table, add columns, as configured.
+
+        Raises OperatorError where the table can't hold the schema and may not be changed.
+        """
+
+    def upsert(self, schema: TableSchema, rows: Sequence[Sequence[Value]]) -> None:
+        """Rows with distinct keys, sorted by key. Of a partial schema: change those that exist, skip the others.
+
+        Raises UniqueConflict where another row holds a unique value; Rejected where the data is refused.
+        """
+
+    def replace(self, schema: TableSchema, rows: Sequence[Sequence[Value]]) -> None:
+        """As `upsert`, by deleting the keys first. A row with another key that holds one of their unique values
+        makes way: its own change is still to come in another lane, and finds what its row held.
+        """
+
+    def delete(self, schema: TableSchema, keys: Sequence[Sequence[Value]]) -> None:
+        """Keys that don't exist are no error. Raises Rejected."""
+
+    def note(self, pipeline: str, schema: TableSchema, resync: int, keys: Sequence[Sequence[Value]]) -> None:
+        """Remember that the resync found these keys."""
+
+    def sweep(self, pipeline: str, schema: TableSchema, resync: int) -> int:
+        """Delete the rows whose keys were not noted, forget the notes, return how many rows went."""
+
+    def add_dead_letters(self, pipeline: str, letters: Sequence[DeadLetter]) -> None:
+        """Keep them; equal ones (table, key, version) once. Their `id` is ignored and given anew."""
+
+    def ask_repair(self, pipeline: str, request: Request) -> None:
+        """Keep the request until it has been handed to the control channel."""
+
+
+class Target(Protocol):
+    """Where a subscriber applies. Several threads may hold a transaction each."""
+
+    def begin(self) -> AbstractContextManager[TargetTransaction]:
+        """A transaction: commits when the block ends, rolls back when it raises.
+
+        Everything the environment does (deadlock, lost connection, read-only after a failover, disk full) is a
+        TransientError, at commit too: then it is unknown whether it happened.
+        """
+
+    def close(self) -> None:
+        """Free connections; never raises."""
+
+
+@dataclass(slots=True)
+class ShardBatch:
+    """Records of one shard, in order; `sequence` is where to go on after the last of them."""
+
+    shard: str
+    records: list[bytes]
+    sequence: str | None  # None: the records end the shard (it was split or merged)
+
+
+class ShardCheckpoints(Protocol):
+    """How far each shard has been applied. May lag what was applied, never lead it."""
+
+    def load(self, stream: str) -> dict[str, str | None]:
+        """shard → the last applied sequence number; None where the shard is finished."""
+
+    def save(self, stream: str, shard: str, sequence: str | None) -> None:
+        """Durable when it returns."""
+
+
+# How a port asks for something that may be cut short: returns True when the program was told to stop.
+Stopping = Callable[[], bool]

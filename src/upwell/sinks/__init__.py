@@ -1,0 +1,1 @@
+"""Where a publisher sends. One module per kind of destination; none imports another adapter."""

@@ -1,0 +1,1 @@
+"""Where changes come from. One module per kind of database; none imports another adapter."""

@@ -1,0 +1,1 @@
+"""Where a publisher keeps its checkpoint, dead letters and requests."""
