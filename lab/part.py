@@ -111,13 +111,14 @@ class Part(ABC):
         """Returns when the server answers. A port that somebody else took meanwhile is exchanged for another."""
         deadline = time.monotonic() + START_S
         for _ in range(PORT_TRIES):
-            while self.running and time.monotonic() < deadline:
-                # Running after it answered: else it was another's server on our port.
-                if self.answers() and self.running:
+            while self.running and not self._port_was_taken() and time.monotonic() < deadline:
+                # Asked again after the answer: else it may have been another's server on our port.
+                if self.answers() and self.running and not self._port_was_taken():
                     return
                 time.sleep(0.02)
-            if self.running or not self._port_was_taken():
+            if not self._port_was_taken():
                 break
+            self.kill()  # Java goes on without its port
             self._port = None
             self.launch()
         last_words = self.last_words()

@@ -1,0 +1,83 @@
+"""Real servers for tests, started when the first test asks for one.
+
+UPWELL_TEST_POSTGRES_URL, UPWELL_TEST_KINESIS_URL and UPWELL_TEST_DYNAMODB_URL name servers to use instead.
+A server that is missing fails the tests that need it: nothing is skipped.
+"""
+
+import fcntl
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from lab.part import Part
+from lab.parts import DynamoDbLocal, Kinesalite, PostgresCluster, PostgresServer
+
+P = TypeVar("P", bound=Part)
+
+
+@pytest.fixture(scope="session")
+def postgres_cluster(shared_folder: Path) -> Iterator[PostgresServer]:
+    """A PostgreSQL server with logical replication that all tests share; to stop one, make a `PostgresCluster`."""
+    with shared(shared_folder, "UPWELL_TEST_POSTGRES_URL", PostgresCluster, lambda part: part.url()) as url:
+        yield PostgresServer(url)
+
+
+@pytest.fixture(scope="session")
+def kinesis_endpoint(shared_folder: Path) -> Iterator[str]:
+    """The URL of a Kinesis that all tests share: give streams names of their own."""
+    with shared(shared_folder, "UPWELL_TEST_KINESIS_URL", Kinesalite, lambda part: part.url) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def dynamodb_endpoint(shared_folder: Path) -> Iterator[str]:
+    """The URL of a DynamoDB that all tests share: give tables names of their own."""
+    with shared(shared_folder, "UPWELL_TEST_DYNAMODB_URL", DynamoDbLocal, lambda part: part.url) as url:
+        yield url
+
+
+@pytest.fixture
+def database(postgres_cluster: PostgresServer) -> Iterator[str]:
+    """The name of a new, empty database; afterwards it goes with its sessions and replication slots."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    postgres_cluster.create_database(name)
+    yield name
+    postgres_cluster.drop_database(name)
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that is the same for all workers of one run."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@contextmanager
+def shared(folder: Path, variable: str, make: Callable[[], P], url_of: Callable[[P], str]) -> Iterator[str]:
+    """The URL of the server that the variable names, or else of one that the workers of this run share.
+
+    The first worker that asks starts it. Every other holds a lock on its file for as long as it uses it, so the first,
+    before it ends the server, waits for a lock of its own: the last user's end, or its death, frees it.
+    """
+    if variable in os.environ:
+        yield os.environ[variable]
+        return
+    with (folder / variable).open("a+") as users:
+        fcntl.flock(users, fcntl.LOCK_EX)
+        users.seek(0)
+        url = users.read()
+        if url:
+            fcntl.flock(users, fcntl.LOCK_SH)
+            yield url
+            return
+        with make() as part:
+            users.write(url_of(part))
+            users.flush()
+            fcntl.flock(users, fcntl.LOCK_SH)
+            yield url_of(part)
+            fcntl.flock(users, fcntl.LOCK_EX)
