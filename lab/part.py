@@ -111,11 +111,8 @@ class Part(ABC):
         """Returns when the server answers. A port that somebody else took meanwhile is exchanged for another."""
         deadline = time.monotonic() + START_S
         for _ in range(PORT_TRIES):
-            while self.running and not self._port_was_taken() and time.monotonic() < deadline:
-                # Asked again after the answer: else it may have been another's server on our port.
-                if self.answers() and self.running and not self._port_was_taken():
-                    return
-                time.sleep(0.02)
+            if self._comes_up(deadline):
+                return
             if not self._port_was_taken():
                 break
             self.kill()  # Java goes on without its port
@@ -184,6 +181,17 @@ class Part(ABC):
         """The caller's, less the home that another user may not read and the locale that may not be installed."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "PG"))}
         return kept | {"HOME": str(self.folder), "LANG": "C"}
+
+    def _comes_up(self, deadline: float) -> bool:
+        while time.monotonic() < deadline:
+            answered = self.answers()
+            # Looked at after the answer: else it may have been that of another's server on our port.
+            if not self.running or self._port_was_taken():
+                return False
+            if answered:
+                return True
+            time.sleep(0.02)
+        return False
 
     def _port_was_taken(self) -> bool:
         return any(words in self.last_words() for words in PORT_TAKEN)

@@ -8,7 +8,7 @@ import fcntl
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -61,23 +61,36 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shared(folder: Path, variable: str, make: Callable[[], P], url_of: Callable[[P], str]) -> Iterator[str]:
     """The URL of the server that the variable names, or else of one that the workers of this run share.
 
-    The first worker that asks starts it. Every other holds a lock on its file for as long as it uses it, so the first,
-    before it ends the server, waits for a lock of its own: the last user's end, or its death, frees it.
+    The first worker that asks starts it, and ends it when nobody uses it any more: every user holds a lock on a file,
+    which its end or its death frees. Fixtures end in the opposite order of their start, so no two owners can wait for
+    each other.
     """
-    if variable in os.environ:
-        yield os.environ[variable]
+    named = os.environ.get(variable)
+    if named:
+        yield named
         return
-    with (folder / variable).open("a+") as users:
-        fcntl.flock(users, fcntl.LOCK_EX)
-        users.seek(0)
-        url = users.read()
-        if url:
-            fcntl.flock(users, fcntl.LOCK_SH)
-            yield url
-            return
-        with make() as part:
-            users.write(url_of(part))
-            users.flush()
-            fcntl.flock(users, fcntl.LOCK_SH)
-            yield url_of(part)
-            fcntl.flock(users, fcntl.LOCK_EX)
+    url_file, door, users = (folder / f"{variable}{suffix}" for suffix in ("", ".door", ".users"))
+    part: P | None = None
+    with locked(door, fcntl.LOCK_EX):
+        if not url_file.exists():
+            part = make()
+            part.start()
+            url_file.write_text(url_of(part))
+        using = ExitStack()
+        using.enter_context(locked(users, fcntl.LOCK_SH))
+    try:
+        yield url_file.read_text()
+    finally:
+        using.close()
+        if part is not None:
+            with locked(door, fcntl.LOCK_EX), locked(users, fcntl.LOCK_EX):
+                part.close()
+                url_file.unlink()
+
+
+@contextmanager
+def locked(file: Path, kind: int) -> Iterator[None]:
+    """Holds a lock on a file, shared or exclusive, once nobody holds one that excludes it."""
+    with file.open("w") as held:
+        fcntl.flock(held, kind)
+        yield
