@@ -15,8 +15,9 @@ SOURCES := $(wildcard src lab bench tests)
 SEEDS ?= 10000
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-# $(call timed,name,command): runs a command and says how long it took.
-timed = echo "==> $(1)"; SECONDS=0; $(2); echo "    $(1): $${SECONDS} s"
+# $(call timed,name,command): runs a command and says how long it took. Only a subshell's failure is sure to end the
+# recipe: the shell lets the first half of a bare `a && b` fail.
+timed = echo "==> $(1)"; SECONDS=0; ($(2)); echo "    $(1): $${SECONDS} s"
 
 .PHONY: help setup parts demo test check lint types unit bench lab simulate lock clean
 

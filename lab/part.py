@@ -28,11 +28,11 @@ PORTS = range(20_000, 32_000)
 _LEASH = Path(__file__).with_name("leash.py")
 
 
-class PartMissing(Exception):  # noqa: N818 - it is named by what is so, not by what it is
+class PartMissing(Exception):
     """A server that the lab needs is not on this machine; the message says what to install."""
 
 
-class PartFailed(Exception):  # noqa: N818 - as above
+class PartFailed(Exception):
     """A server of the lab did not start, or died; the message ends with its last words."""
 
 
