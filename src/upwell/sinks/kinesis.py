@@ -1,0 +1,180 @@
+"""Events into a Kinesis stream: one record per parcel, one PutRecords per call.
+
+Limits: https://docs.aws.amazon.com/kinesis/latest/APIReference/API_PutRecords.html
+"""
+
+from __future__ import annotations
+
+import binascii
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal
+
+import orjson
+
+from upwell.aws import JsonService
+from upwell.aws_errors import ResourceMissing, ServiceRefusal, no_such_stream, passes_by_itself, throttles
+from upwell.envelope import Compression, cloud_event, pack_record
+from upwell.errors import OperatorError, TransientError, UpwellError
+from upwell.lanes import explicit_hash_key, partition_key
+from upwell.model import ChangeEvent, LaneItem, Marker, Rejection, TableSchema, Version
+from upwell.ports import Parcel
+
+CALL_RECORDS_MAX: Final = 500
+CALL_BYTES_MAX: Final = 5 * 1024 * 1024  # data and partition keys; AWS takes 10 MiB by now, stand-ins do not
+RECORD_BYTES_MAX: Final = 1024 * 1024  # data and partition key
+
+Format = Literal["packed", "cloudevents"]
+
+
+class KinesisSink:
+    """A Sink that writes packed records for our own subscriber, or a CloudEvent per record for anybody's."""
+
+    parcels_max = CALL_RECORDS_MAX
+    call_bytes_max = CALL_BYTES_MAX
+    carries_markers = True
+
+    def __init__(
+        self,
+        pipeline: str,
+        stream: str,
+        lanes: int,
+        service: JsonService,
+        *,
+        format: Format = "packed",  # noqa: A002 - the configuration's word
+        compression: Compression = "none",
+    ) -> None:
+        self._pipeline = pipeline
+        self._stream = stream
+        self._service = service
+        self._format = format
+        self._compression: Compression = compression
+        self._prefix = b'{"StreamName":%b,"Records":[' % orjson.dumps(stream)
+        self._suffixes = [
+            f'","PartitionKey":"{partition_key(lane)}","ExplicitHashKey":"{explicit_hash_key(lane, lanes)}"}}'.encode()
+            for lane in range(lanes)
+        ]
+        self._checked = False
+
+    def pack(self, lane: int, term: int, seq: int, after: tuple[int, int] | None, items: Sequence[LaneItem]) -> Parcel:
+        """See ports.Sink. A packed parcel is one record, of up to 256 KiB; a cloudevents parcel is one event."""
+        key_bytes = len(partition_key(lane))
+        rejected: list[Rejection] = []
+        taken = 0
+        data: bytes | None = None
+        while taken < len(items):
+            if self._format == "packed":
+                data, count = pack_record(
+                    self._pipeline, lane, term, seq, after, items[taken:], compression=self._compression
+                )
+            else:
+                data, count = self._one_event(items[taken])
+            taken += count
+            if data is None:  # a marker, which other readers have no use for
+                continue
+            if len(data) + key_bytes <= RECORD_BYTES_MAX:
+                break
+            rejected.append(_too_large(items[taken - 1], len(data) + key_bytes))
+            data = None
+        parcel = Parcel(lane, term, seq, after, taken, rejected=rejected)
+        if data is not None:
+            parcel.body = b'{"Data":"' + binascii.b2a_base64(data, newline=False) + self._suffixes[lane]
+            parcel.size = len(data) + key_bytes
+        return parcel
+
+    def _one_event(self, item: LaneItem) -> tuple[bytes | None, int]:
+        return (None if isinstance(item, Marker) else cloud_event(self._pipeline, item)), 1
+
+    def send(self, parcels: Sequence[Parcel]) -> Sequence[TransientError | None]:
+        """See ports.Sink. One PutRecords; the service takes or refuses each record by itself."""
+        bodies = [parcel.body for parcel in parcels if parcel.body is not None]
+        if not bodies:
+            return [None] * len(parcels)
+        try:
+            answer = self._service.call("PutRecords", self._prefix + b",".join(bodies) + b"]}")
+        except UpwellError as error:
+            raise explained(error, self._stream, self._service.region) from error
+        if answer.get("FailedRecordCount", 0) == 0:
+            return [None] * len(parcels)
+        results = iter(answer["Records"])
+        return [None if parcel.body is None else self._outcome(next(results)) for parcel in parcels]
+
+    def _outcome(self, result: Mapping[str, Any]) -> TransientError | None:
+        reason = result.get("ErrorCode")
+        if not reason:
+            return None
+        if not passes_by_itself(reason):
+            raise OperatorError(
+                f"Kinesis refuses a record of the stream {self._stream}: {reason}.",
+                code="UW-KS-004",
+                remedy=f"aws kinesis describe-stream-summary --stream-name {self._stream}",
+            )
+        if throttles(reason):
+            message = f"A shard of the stream {self._stream} takes no more at the moment."
+            return TransientError(message, throttled=True, code="UW-KS-003")
+        return TransientError(f"Kinesis could not store a record ({reason}).", code="UW-KS-005")
+
+    def prepare(self, schemas: Sequence[TableSchema]) -> None:
+        """Once: the stream is there and takes records. Who may not ask finds out by sending."""
+        if self._checked:
+            return
+        try:
+            status = stream_status(self._service, self._stream)
+        except OperatorError as error:
+            if error.code != "UW-AWS-004":
+                raise
+            status = "ACTIVE"
+        if status == "CREATING":
+            raise TransientError(f"The Kinesis stream {self._stream} is still being created.", code="UW-KS-002")
+        if status == "DELETING":
+            raise no_such_stream(self._stream, self._service.region)
+        self._checked = True
+
+    def sweep(self, schema: TableSchema, before: Version) -> int:
+        """Never called: resyncs are opened and closed in the stream."""
+        raise NotImplementedError("a stream has nothing to sweep: carries_markers")
+
+    def close(self) -> None:
+        """Free connections; never raises."""
+        self._service.close()
+
+
+def stream_status(service: JsonService, stream: str) -> str:
+    """CREATING, ACTIVE, UPDATING or DELETING. Raises OperatorError, with how to create it, where there is none."""
+    try:
+        return _status(service, stream)
+    except UpwellError as error:
+        raise explained(error, stream, service.region) from error
+
+
+def _status(service: JsonService, stream: str) -> str:
+    try:
+        answer = service.call("DescribeStreamSummary", {"StreamName": stream})
+        return str(answer["StreamDescriptionSummary"]["StreamStatus"])
+    except ServiceRefusal as refusal:
+        if refusal.reason != "UnknownOperationException":
+            raise
+    answer = service.call("DescribeStream", {"StreamName": stream, "Limit": 1})  # stand-ins know only this one
+    return str(answer["StreamDescription"]["StreamStatus"])
+
+
+def explained(error: UpwellError, stream: str, region: str) -> UpwellError:
+    """The error with what is known here: the stream's name, and that a refusal of the request stops everything."""
+    if isinstance(error, ResourceMissing):
+        return no_such_stream(stream, region)
+    if isinstance(error, ServiceRefusal):
+        return OperatorError(
+            f"Kinesis refuses the request for the stream {stream}: {error.message}",
+            code="UW-KS-004",
+            remedy=f"aws kinesis describe-stream-summary --stream-name {stream} --region {region}",
+        )
+    return error
+
+
+def _too_large(item: LaneItem, size: int) -> Rejection:
+    assert isinstance(item, ChangeEvent), "a marker is never large"
+    return Rejection(
+        table=item.schema.table,
+        key=item.key.decode(),
+        reason=f"its record would have {size:,} bytes; a Kinesis record holds at most {RECORD_BYTES_MAX:,}",
+        event=item,
+    )
