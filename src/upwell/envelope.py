@@ -129,7 +129,7 @@ def unpack_record(data: bytes) -> LaneRecord[ReceivedEvent | Marker]:
             term=header["term"],
             seq=header["seq"],
             after=None if after is None else (after[0], after[1]),
-            items=[_received(orjson.loads(line), schemas) for line in lines if line],
+            items=[_received(orjson.loads(line), schemas, header["lane"]) for line in lines if line],
         )
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, zstandard.ZstdError) as error:
         raise Rejected(f"The record is not a packed upwell record ({type(error).__name__}).") from error
@@ -141,7 +141,7 @@ def _unpacked(data: bytes) -> bytes:
     return zstandard.ZstdDecompressor().decompress(data, max_output_size=UNPACKED_BYTES_MAX)
 
 
-def _received(line: list[Any], schemas: dict[str, TableSchema]) -> ReceivedEvent | Marker:
+def _received(line: list[Any], schemas: dict[str, TableSchema], lane: int) -> ReceivedEvent | Marker:
     operation = line[0]
     schema = schemas[line[1]]
     if operation == UPSERT:
@@ -156,7 +156,7 @@ def _received(line: list[Any], schemas: dict[str, TableSchema]) -> ReceivedEvent
             raise ValueError("a key has another number of values than its schema says")
         return ReceivedEvent(schema, DELETE, bytes.fromhex(line[2]), line[3], tuple(values), values)
     if operation == "m":
-        return Marker(schema, line[3], line[2], line[4])
+        return Marker(schema, line[3], line[2], line[4], lane)
     raise ValueError("unknown kind of line")
 
 

@@ -55,18 +55,15 @@ class UniqueConflict(Rejected):
 
 
 class PositionLost(UpwellError):
-    """The source no longer has what follows the position: resync the tables, or halt.
+    """The source no longer has what follows the position: resync, or halt.
 
-    `tables` names the tables concerned, None means all. `same_clock` tells whether versions made from here on can
-    still be compared with those already published; where they can't, the epoch rises.
+    `tables` names the tables whose changes are lost, while those of all others still follow the position: `start`
+    with the same position succeeds. None means all: there is nothing to go on from but now.
     """
 
-    def __init__(
-        self, message: str, *, tables: Sequence[str] | None = None, same_clock: bool = False, code: str = ""
-    ) -> None:
+    def __init__(self, message: str, *, tables: Sequence[str] | None = None, code: str = "") -> None:
         super().__init__(message, code=code)
         self.tables = tables
-        self.same_clock = same_clock
 
 
 class LeaseLost(UpwellError):

@@ -36,7 +36,7 @@ Was = Literal["insert", "update", "delete", "read"]
 # Which of two events of a row is newer: 16 bytes that compare as (epoch, commit, ordinal) does.
 Version = bytes
 _VERSION = struct.Struct(">IQI")
-LOWEST_VERSION: Final = bytes(16)
+LOWEST_VERSION: Final[Version] = bytes(16)
 HIGHEST_ORDINAL: Final = 2**32 - 1
 
 
@@ -193,9 +193,10 @@ class Marker(NamedTuple):
     """Opens or closes a resync of a table in one lane, in order with the lane's events."""
 
     schema: TableSchema
-    resync: int  # rises with each resync of a table
+    resync: int  # the epoch that the resync began with
     phase: Literal["open", "close"]
     lanes: int  # how many lanes there are: the resync is over when the last one is closed
+    lane: int
 
 
 # What a lane carries.
@@ -252,9 +253,8 @@ class TableProgress:
     """A table's part of the checkpoint."""
 
     phase: TablePhase
-    resync: int = 0  # the resync that is, or was last, under way
+    resync: int = 0  # the resync that is, or was last, under way: the epoch that it began with
     opened: bool = False  # its opening markers are durable
-    first_version: Version = LOWEST_VERSION  # no row that the resync found is older
     cursor: Cursor | None = None
     rows: int = 0  # read by this snapshot so far
     estimate: int | None = None  # rows in the table, by the source's statistics

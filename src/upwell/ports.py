@@ -67,6 +67,9 @@ class Source(Protocol):
         Raises PositionLost where the log has gone, TransientError where the connection has.
         """
 
+    def head(self) -> int:
+        """The commit number (see Window.commit) that is reached when all that is committed now has been returned."""
+
     def start_chunks(self) -> None:
         """From now on the caller remembers the keys of what is delivered, by transaction.
 

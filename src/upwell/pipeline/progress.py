@@ -1,0 +1,78 @@
+"""How far a publisher has come, as plain data, and the decisions about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from upwell.model import Checkpoint, Position, TablePhase, TableProgress, TableSchema
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What is true when a window, or a chunk, and all before it are durable."""
+
+    epoch: int
+    position: Position
+    commit: int
+    tables: Mapping[str, TableProgress]
+    schemas: Mapping[str, TableSchema]
+    number: int = 0  # counts what was offered, in order
+    events: int = 0  # events offered since the publisher started
+    time: str = ""  # when the source committed the newest of them, ISO 8601
+
+
+def initial_tables(
+    wanted: Mapping[str, bool], known: Mapping[str, TableProgress]
+) -> tuple[dict[str, TableProgress], list[str]]:
+    """The tables of this run: those known go on as they were; the names of new ones whose rows are wanted.
+
+    `wanted`: table → whether the rows that exist already are wanted (`snapshot`).
+    """
+    tables = {name: known.get(name, TableProgress(TablePhase.STREAM)) for name in wanted}
+    return tables, [name for name, snapshot in wanted.items() if snapshot and name not in known]
+
+
+def resync_reason(old: TableSchema, new: TableSchema) -> str | None:
+    """Why rows may have changed without an event between these schemas; None where they have not.
+
+    Only a new column without a default leaves the rows as they were. A column that went together with one that came
+    may be one that was renamed.
+    """
+    if old.key != new.key:
+        return "its key changed"
+    before = {column.name: column for column in old.columns}
+    after = {column.name: column for column in new.columns}
+    for name in before.keys() & after.keys():
+        if before[name].type != after[name].type:
+            return f"column {name} changed its type from {before[name].type} to {after[name].type}"
+    added = [column for column in new.columns if column.name not in before]
+    if added and before.keys() - after.keys():
+        return f"column {added[0].name} may be one that was renamed"
+    for column in added:
+        if column.has_default:
+            return f"column {column.name} was added with a default"
+    return None
+
+
+def begun(table: TableProgress, epoch: int, reason: str) -> TableProgress:
+    """The table at the start of a resync, which has the epoch as its id."""
+    return TableProgress(TablePhase.SNAPSHOT, resync=epoch, reason=reason, estimate=table.estimate)
+
+
+def next_epoch(previous: int, now: float) -> int:
+    """Above every epoch there ever was, even one whose state file was lost or restored: time is part of it."""
+    return max(previous + 1, int(now))
+
+
+def advanced(checkpoint: Checkpoint, progress: Progress, lanes: Mapping[int, tuple[int, int]]) -> Checkpoint:
+    """The checkpoint after everything up to `progress` was acknowledged."""
+    return Checkpoint(
+        epoch=progress.epoch,
+        term=checkpoint.term,
+        position=progress.position,
+        commit=progress.commit,
+        lanes=lanes,
+        tables=progress.tables,
+        schemas=progress.schemas,
+    )
