@@ -201,6 +201,14 @@ class Publisher:
         # The other tables go on where they were.
         self._reading(*self._source.start(self._frontier.position, self._checkpoint.epoch))
 
+    def head(self) -> int:
+        """The commit number that is reached when all that is committed at the source now has been published."""
+        return self._source.head()
+
+    def reached(self, commit: int) -> bool:
+        """Whether everything up to `commit`, and every snapshot, is durable at the destination and saved."""
+        return self.caught_up and self._frontier.commit >= commit
+
     # --- one step ---------------------------------------------------------------------------------------------
 
     def step(self) -> bool:

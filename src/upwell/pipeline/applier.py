@@ -1,0 +1,320 @@
+"""Applying a batch of records to a relational target: effectively once, in order, in one transaction.
+
+Decode, drop what is below the watermark, fold each key's events to the newest, then one transaction: lock the lanes'
+watermarks, write, note what a resync found, move the watermarks. Who feeds the batches is unknown here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import orjson
+
+from upwell.clock import iso_time
+from upwell.envelope import ReceivedEvent, pack_record, unpack_record
+from upwell.errors import Rejected, UniqueConflict
+from upwell.failpoints import failpoint
+from upwell.model import (
+    DELETE,
+    UPSERT,
+    ChangeEvent,
+    DeadLetter,
+    LaneRecord,
+    Marker,
+    TableSchema,
+    Value,
+)
+from upwell.ports import Clock, LaneState, Request, ResyncState, Target, TargetTransaction
+
+Record = LaneRecord[ReceivedEvent | Marker]
+Key = tuple[Value, ...]
+
+
+@dataclass(slots=True)
+class Applied:
+    """What a batch did."""
+
+    events: int = 0  # received
+    skipped: int = 0  # below the watermark: applied before
+    dead_letters: int = 0
+    swept: int = 0  # rows that a resync removed
+    holes: int = 0
+    foreign: int = 0  # records of other pipelines
+
+
+@dataclass(slots=True)
+class _Fold:
+    """The newest event of each key, of events that can be written together."""
+
+    events: dict[tuple[str, Key], ReceivedEvent] = field(default_factory=dict)
+
+    def add(self, event: ReceivedEvent) -> bool:
+        """False: the event can't be merged with the one before it; it belongs to the next fold."""
+        address = event.schema.table, event.key
+        before = self.events.get(address)
+        if before is not None and event.schema.partial and before.operation == UPSERT:
+            merged = _merged(before, event)
+            if merged is None:
+                return False
+            event = merged
+        elif before is not None and event.schema.partial:
+            return True  # the row is gone: there is nothing that a partial event could change
+        self.events[address] = event
+        return True
+
+
+def _merged(before: ReceivedEvent, partial: ReceivedEvent) -> ReceivedEvent | None:
+    """A row with the values that a later partial event changed; None where it holds columns that the row lacks."""
+    at = {column.name: index for index, column in enumerate(before.schema.columns)}
+    values = list(before.values)
+    for column, value in zip(partial.schema.columns, partial.values, strict=True):
+        if column.name not in at:
+            return None
+        values[at[column.name]] = value
+    return partial._replace(schema=before.schema, values=values)
+
+
+@dataclass(slots=True)
+class Plan:
+    """What of a batch is new, decided under the lanes' locks."""
+
+    states: dict[int, LaneState]
+    folds: list[_Fold] = field(default_factory=lambda: [_Fold()])
+    schemas: dict[str, TableSchema] = field(default_factory=dict)  # hash → of all that is to be written
+    noting: dict[tuple[str, Key], int] = field(default_factory=dict)  # upserts that follow an opening marker
+    opened: dict[str, int] = field(default_factory=dict)  # table → newest resync opened in this batch
+    closed: list[Marker] = field(default_factory=list)
+    tables: set[str] = field(default_factory=set)
+    holes: list[str] = field(default_factory=list)  # sentences
+    skipped: int = 0
+
+
+def plan(records: Iterable[Record], states: dict[int, LaneState]) -> Plan:
+    """Decides, purely; `states` are not changed, the plan's are what they become."""
+    result = Plan({lane: replace(state, resyncs=dict(state.resyncs)) for lane, state in states.items()})
+    for record in records:
+        state = result.states[record.lane]
+        hole = _count(state, record)
+        if hole is not None:
+            result.holes.append(hole)
+        for item in record.items:
+            if isinstance(item, Marker):
+                _mark(result, state, item)
+            elif item.version < state.version:
+                result.skipped += 1
+            else:
+                _take(result, state, item)
+    return result
+
+
+def _take(result: Plan, state: LaneState, event: ReceivedEvent) -> None:
+    state.version = event.version
+    if not result.folds[-1].add(event):
+        result.folds.append(_Fold())
+        result.folds[-1].add(event)
+    table = event.schema.table
+    result.schemas[event.schema.hash] = event.schema
+    result.tables.add(table)
+    address = table, event.key
+    resync = state.resyncs.get(table)
+    if resync is not None and event.operation == UPSERT:
+        result.noting[address] = resync
+    else:
+        result.noting.pop(address, None)
+
+
+def _mark(result: Plan, state: LaneState, marker: Marker) -> None:
+    table = marker.schema.table
+    result.schemas[marker.schema.hash] = marker.schema
+    result.tables.add(table)
+    if marker.phase == "close":
+        result.closed.append(marker)
+    elif marker.resync > state.resyncs.get(table, 0):
+        # One that is not newer is a record that landed late.
+        state.resyncs[table] = marker.resync
+        result.opened[table] = max(marker.resync, result.opened.get(table, 0))
+
+
+def _count(state: LaneState, record: Record) -> str | None:
+    """Follow the lane's sequence; a sentence where records are missing before this one."""
+    seen = (state.term, state.seq)
+    now = (record.term, record.seq)
+    if now <= seen:
+        return None  # sent again, or by a publisher that has lost its lease
+    state.term, state.seq = now
+    if record.term == seen[0]:
+        missing = record.seq != seen[1] + 1
+    else:
+        before = (0, 0) if record.after is None else record.after
+        missing = record.seq != 1 or before > seen
+    if not missing:
+        return None
+    return f"Lane {record.lane}: records are missing before term {now[0]}, sequence {now[1]}; seen was {seen}."
+
+
+class Applier:
+    """Applies batches of one pipeline to a target. Threads may share it, each with its own batch."""
+
+    def __init__(self, pipeline: str, target: Target, clock: Clock) -> None:
+        self._pipeline = pipeline
+        self._target = target
+        self._clock = clock
+
+    def apply(self, data: Sequence[bytes]) -> Applied:
+        """One transaction for all of `data`, the records of a batch in order.
+
+        Raises TransientError: nothing or, if the answer to the commit was lost, all of it happened; the same again
+        is right in both cases. Raises OperatorError where a person must act.
+        """
+        applied = Applied()
+        records, unreadable = self._decoded(data, applied)
+        failpoint("subscriber.decoded")
+        if not records and not unreadable:
+            return applied
+        with self._target.begin() as txn:
+            self._apply(txn, records, unreadable, applied)
+            failpoint("applier.before_commit")
+        failpoint("applier.committed")
+        return applied
+
+    def _decoded(self, data: Sequence[bytes], applied: Applied) -> tuple[list[Record], list[DeadLetter]]:
+        records: list[Record] = []
+        unreadable: list[DeadLetter] = []
+        for each in data:
+            try:
+                record = unpack_record(each)
+            except Rejected as error:
+                now = iso_time(self._clock.now())
+                unreadable.append(DeadLetter(0, "", "", "", error.message, now, each))
+                continue
+            if record.pipeline == self._pipeline:
+                records.append(record)
+                applied.events += len(record.items)
+            else:
+                applied.foreign += 1
+        return records, unreadable
+
+    def _apply(
+        self, txn: TargetTransaction, records: list[Record], letters: list[DeadLetter], applied: Applied
+    ) -> None:
+        states = txn.lock_lanes(self._pipeline, sorted({record.lane for record in records}))
+        failpoint("applier.locked")
+        work = plan(records, states)
+        resyncs = txn.lock_resyncs(
+            self._pipeline,
+            sorted(work.tables),
+            sorted(work.opened.keys() | {marker.schema.table for marker in work.closed}),
+        )
+        for schema in work.schemas.values():
+            txn.ensure_table(schema)
+        self._open(txn, work, resyncs)
+        for fold in work.folds:
+            letters.extend(self._write(txn, fold))
+        failpoint("applier.written")
+        self._note(txn, work, resyncs)
+        failpoint("applier.noted")
+        applied.swept += self._close(txn, work, resyncs)
+        if letters:
+            txn.add_dead_letters(self._pipeline, letters)
+        if work.holes:
+            self._repair(txn, work, resyncs)
+        txn.save_lanes(self._pipeline, work.states)
+        applied.skipped += work.skipped
+        applied.dead_letters += len(letters)
+        applied.holes += len(work.holes)
+
+    def _write(self, txn: TargetTransaction, fold: _Fold) -> list[DeadLetter]:
+        """Deletes before upserts, so that a unique value is free before it is taken again."""
+        groups: dict[tuple[str, str], list[ReceivedEvent]] = {}
+        for event in fold.events.values():
+            groups.setdefault((event.operation, event.schema.hash), []).append(event)
+        letters: list[DeadLetter] = []
+        for operation in (DELETE, UPSERT):
+            for (kind, _), events in groups.items():
+                if kind == operation:
+                    events.sort(key=_sort_key)
+                    write = txn.delete if operation == DELETE else self._upserting(txn)
+                    for event, error in _bisected(write, events):
+                        letters.append(self._letter(event, error.message))
+        return letters
+
+    @staticmethod
+    def _upserting(txn: TargetTransaction) -> Callable[[TableSchema, Sequence[Sequence[Value]]], None]:
+        def upsert(schema: TableSchema, rows: Sequence[Sequence[Value]]) -> None:
+            try:
+                txn.upsert(schema, rows)
+            except UniqueConflict:
+                # Two rows that swap a unique value are a normal outcome: neither can go first.
+                txn.replace(schema, rows)
+
+        return upsert
+
+    def _letter(self, event: ReceivedEvent, reason: str) -> DeadLetter:
+        key = orjson.dumps(event.key)
+        row = None if event.operation == DELETE else orjson.dumps(event.values)
+        again = ChangeEvent(event.schema, event.operation, event.version, event.time, key, row, "update")
+        payload, _ = pack_record(self._pipeline, 0, 0, 0, None, [again])
+        now = iso_time(self._clock.now())
+        return DeadLetter(0, event.schema.table, key.decode(), event.version.hex(), reason, now, payload)
+
+    def _open(self, txn: TargetTransaction, work: Plan, resyncs: dict[str, ResyncState]) -> None:
+        for table, resync in work.opened.items():
+            known = resyncs.get(table)
+            if known is None or resync > known.resync:
+                resyncs[table] = ResyncState(resync, active=True)
+                txn.save_resync(self._pipeline, table, resyncs[table])
+
+    def _note(self, txn: TargetTransaction, work: Plan, resyncs: dict[str, ResyncState]) -> None:
+        keys: dict[str, list[Key]] = {}
+        for (table, key), resync in work.noting.items():
+            state = resyncs.get(table)
+            if state is not None and state.active and state.resync == resync:
+                keys.setdefault(table, []).append(key)
+        schemas = {schema.table: schema for schema in work.schemas.values()}
+        for table, found in keys.items():
+            txn.note(self._pipeline, schemas[table], resyncs[table].resync, found)
+
+    def _close(self, txn: TargetTransaction, work: Plan, resyncs: dict[str, ResyncState]) -> int:
+        swept = 0
+        for marker in work.closed:
+            state = resyncs.get(marker.schema.table)
+            if state is None or not state.active or state.resync != marker.resync:
+                continue
+            state.closed.add(marker.lane)
+            if len(state.closed) == marker.lanes:
+                swept += txn.sweep(self._pipeline, marker.schema, marker.resync)
+                state.active = False
+                failpoint("applier.swept")
+            txn.save_resync(self._pipeline, marker.schema.table, state)
+        return swept
+
+    def _repair(self, txn: TargetTransaction, work: Plan, resyncs: dict[str, ResyncState]) -> None:
+        """Records are lost: which rows they held is unknown, so all tables are to be read again."""
+        for table, state in resyncs.items():
+            if state.active:
+                # What it should have found may be among what is lost: it must not remove anything.
+                state.active = False
+                txn.save_resync(self._pipeline, table, state)
+        # One request for all holes that the same next resync answers.
+        newest = max((resync for state in work.states.values() for resync in state.resyncs.values()), default=0)
+        txn.ask_repair(self._pipeline, Request(f"holes-after-{newest}", None, work.holes[0]))
+
+
+def _sort_key(event: ReceivedEvent) -> list[tuple[str, str]]:
+    """Any order will do as long as every transaction uses the same one: it keeps them from deadlocks."""
+    return [(type(value).__name__, str(value)) for value in event.key]
+
+
+def _bisected(
+    write: Callable[[TableSchema, Sequence[Sequence[Value]]], None], events: list[ReceivedEvent]
+) -> list[tuple[ReceivedEvent, Rejected]]:
+    """Write all that can be written; what is refused by itself, with the reason."""
+    try:
+        write(events[0].schema, [event.values for event in events])
+    except Rejected as error:
+        if len(events) == 1:
+            return [(events[0], error)]
+        middle = len(events) // 2
+        return _bisected(write, events[:middle]) + _bisected(write, events[middle:])
+    return []
