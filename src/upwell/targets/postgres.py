@@ -1,0 +1,390 @@
+# ruff: noqa: S608 - names are quoted by ident(), texts by literal(), rows travel by COPY
+"""A PostgreSQL target: rows, watermarks, dead letters and resync notes in one transaction.
+
+Each write is one COPY into a temporary table and one statement from there. A savepoint always stands before the
+next write, set in the same round trip that ended the one before, so that a refusal costs a round trip and a success
+costs none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, Final, Literal
+
+import orjson
+
+from upwell.errors import OperatorError, Rejected, UniqueConflict, UpwellError
+from upwell.model import DeadLetter, TableName, TableSchema, Value
+from upwell.ports import LaneState, Request, ResyncState
+from upwell.targets import postgres_own as own
+from upwell.targets.postgres_session import Pool, Session, ident
+from upwell.targets.postgres_tables import (
+    TargetTable,
+    Writer,
+    add_statement,
+    create_statements,
+    read_table,
+    target_name,
+)
+from upwell.targets.postgres_types import copy_data
+
+SWEEP_TIMEOUT_S: Final = 3600
+STAGES_MAX: Final = 100  # temporary tables of a connection; each costs a little at every commit
+_BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED; SET CONSTRAINTS ALL IMMEDIATE; SAVEPOINT upwell"
+_KEPT: Final = "; RELEASE SAVEPOINT upwell; SAVEPOINT upwell"
+_UNDO: Final = "ROLLBACK TO SAVEPOINT upwell"
+
+
+class PostgresTarget:
+    """Where a subscriber applies; see ports.Target. Sessions are READ COMMITTED, in UTC."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        create_tables: bool,
+        schema_changes: Literal["apply", "halt"],
+        connections_max: int = 4,
+    ) -> None:
+        """Connects to nothing yet. `url` as libpq takes it, postgresql://user:password@host/database."""
+        self._pool = Pool(url, connections_max)
+        self._create_tables = create_tables
+        self._schema_changes = schema_changes
+
+    def check(self) -> None:
+        """Connect and make the schema upwell; raises OperatorError also for what may pass, as at a first start."""
+        with self._pool.session(first=True) as session:
+            _ready(session)
+
+    @contextmanager
+    def begin(self) -> Iterator[PostgresTransaction]:
+        """A transaction; see ports.Target."""
+        with self.session() as session:
+            session.run(_BEGIN)
+            transaction = PostgresTransaction(session, self._create_tables, self._schema_changes)
+            try:
+                yield transaction
+                session.run("COMMIT")
+            except BaseException:
+                transaction.forget()
+                _roll_back(session)
+                raise
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        """A connection on which each statement is a transaction."""
+        with self._pool.session() as session:
+            _ready(session)
+            yield session
+
+    def close(self) -> None:
+        """Free connections; never raises."""
+        self._pool.close()
+
+
+def _ready(session: Session) -> None:
+    """At each new connection: a restored or replaced database may lack our tables."""
+    if "installed" not in session.cache:
+        own.install(session)
+        session.cache["installed"] = True
+
+
+def _roll_back(session: Session) -> None:
+    with suppress(UpwellError):
+        session.run("ROLLBACK")
+        return
+    session.moved = True
+
+
+class PostgresTransaction:
+    """See ports.TargetTransaction."""
+
+    def __init__(self, session: Session, create_tables: bool, schema_changes: str) -> None:
+        self._session = session
+        self._create_tables = create_tables
+        self._schema_changes = schema_changes
+        self._learned: list[Any] = []  # cache entries that a rollback makes untrue
+        self._filled: set[str] = set()  # stages that hold rows of this transaction
+
+    # ---- lanes and resyncs ----
+
+    def lock_lanes(self, pipeline: str, lanes: Sequence[int]) -> dict[int, LaneState]:
+        wanted = sorted(set(lanes))
+        states = self._locked(pipeline, wanted)
+        if len(states) < len(wanted):
+            missing = [lane for lane in wanted if lane not in states]
+            self._session.query(
+                "INSERT INTO upwell.watermark SELECT %s, lane, %s, 0, 0, '{}' FROM unnest(%s::int[]) AS lane"
+                " ORDER BY lane ON CONFLICT DO NOTHING",
+                [pipeline, bytes(16), missing],
+            )
+            states = self._locked(pipeline, wanted)
+        return states
+
+    def _locked(self, pipeline: str, lanes: list[int]) -> dict[int, LaneState]:
+        rows = self._session.query(
+            "SELECT lane, version, term, seq, resyncs FROM upwell.watermark"
+            " WHERE pipeline = %s AND lane = ANY(%s) ORDER BY lane FOR UPDATE",
+            [pipeline, lanes],
+        )
+        return {lane: LaneState(bytes(version), term, seq, resyncs) for lane, version, term, seq, resyncs in rows}
+
+    def save_lanes(self, pipeline: str, states: Mapping[int, LaneState]) -> None:
+        if not states:
+            return
+        lanes = sorted(states)
+        self._session.query(
+            "UPDATE upwell.watermark w SET version = n.version, term = n.term, seq = n.seq, resyncs = n.resyncs::jsonb"
+            " FROM unnest(%s::int[], %s::bytea[], %s::bigint[], %s::bigint[], %s::text[])"
+            " AS n (lane, version, term, seq, resyncs) WHERE w.pipeline = %s AND w.lane = n.lane",
+            [
+                lanes,
+                [states[lane].version for lane in lanes],
+                [states[lane].term for lane in lanes],
+                [states[lane].seq for lane in lanes],
+                [orjson.dumps(states[lane].resyncs).decode() for lane in lanes],
+                pipeline,
+            ],
+        )
+
+    def lock_resyncs(self, pipeline: str, shared: Sequence[str], exclusive: Sequence[str]) -> dict[str, ResyncState]:
+        """A table that never had a resync is locked too, and absent from the answer."""
+        alone = {_lock_number(pipeline, table) for table in exclusive}
+        together = {_lock_number(pipeline, table) for table in shared} - alone
+        if not alone and not together:
+            return {}
+        locks = [
+            own.lock_statement("" if number in alone else "_shared", number) for number in sorted(alone | together)
+        ]
+        self._session.run("; ".join(locks))
+        # A statement of its own: what it sees is what was committed before the locks were given.
+        rows = self._session.query(
+            'SELECT "table", resync, active, closed FROM upwell.resync WHERE pipeline = %s AND "table" = ANY(%s)',
+            [pipeline, [*shared, *exclusive]],
+        )
+        return {table: ResyncState(resync, active, set(closed)) for table, resync, active, closed in rows}
+
+    def save_resync(self, pipeline: str, table: str, state: ResyncState) -> None:
+        self._session.query(
+            'INSERT INTO upwell.resync VALUES (%s, %s, %s, %s, %s) ON CONFLICT (pipeline, "table") DO UPDATE'
+            " SET resync = EXCLUDED.resync, active = EXCLUDED.active, closed = EXCLUDED.closed",
+            [pipeline, table, state.resync, state.active, sorted(state.closed)],
+        )
+        self._session.query(
+            "DELETE FROM upwell.note WHERE source_table = %s AND resync < %s",
+            [self._source_table(pipeline, table), state.resync],
+        )
+
+    # ---- tables ----
+
+    def ensure_table(self, schema: TableSchema) -> None:
+        self._writer(schema)
+
+    def _writer(self, schema: TableSchema) -> Writer:
+        cached = self._session.cache.get(schema.hash)
+        if cached is not None:
+            assert isinstance(cached, Writer)
+            return cached
+        name = target_name(schema)
+        table = read_table(self._session, name)
+        if table is None:
+            table = self._created(schema, name)
+        missing = [i for i, column in enumerate(schema.columns) if column.name not in table.columns]
+        if missing:
+            table = self._widened(schema, name, missing)
+        _check_indexes(schema, table)
+        writer = Writer(schema, table)
+        self._learn(schema.hash, writer)
+        return writer
+
+    def _created(self, schema: TableSchema, name: TableName) -> TargetTable:
+        statements = create_statements(self._session, schema, name)
+        if not self._create_tables:
+            raise OperatorError(
+                f"The target has no table {name}, and create_tables is off.",
+                code="UW-PT-033",
+                remedy="; ".join(statements) + ";",
+            )
+        for statement in statements:
+            self._define(statement)
+        table = read_table(self._session, name)
+        assert table is not None
+        return table
+
+    def _define(self, statement: str) -> None:
+        """DDL. IF NOT EXISTS does not see what another transaction is making: it waits, then fails, then sees it."""
+        try:
+            self._session.run(statement + _KEPT)
+        except UniqueConflict:
+            self._session.run(_UNDO)
+            self._session.run(statement + _KEPT)
+
+    def _widened(self, schema: TableSchema, name: TableName, missing: list[int]) -> TargetTable:
+        statement = add_statement(self._session, schema, name, missing)
+        if self._schema_changes != "apply":
+            columns = ", ".join(schema.columns[index].name for index in missing)
+            raise OperatorError(
+                f"The target's table {name} lacks columns ({columns}), and schema_changes is halt.",
+                code="UW-PT-034",
+                remedy=statement + ";",
+            )
+        self._define(statement)
+        table = read_table(self._session, name)
+        assert table is not None
+        for key in [key for key, writer in self._session.cache.items() if _writes_into(writer, name)]:
+            del self._session.cache[key]
+        return table
+
+    # ---- rows ----
+
+    def upsert(self, schema: TableSchema, rows: Sequence[Sequence[Value]]) -> None:
+        if not rows:
+            return
+        writer = self._writer(schema)
+        statement = writer.update if schema.partial else writer.upsert
+        with self._undone_if_refused():
+            self._fill(writer, rows)
+            self._session.run(statement + _KEPT)
+
+    def delete(self, schema: TableSchema, keys: Sequence[Sequence[Value]]) -> None:
+        if not keys:
+            return
+        writer = self._writer(schema)
+        with self._undone_if_refused():
+            self._fill_keys(writer, keys)
+            self._session.run(writer.delete + _KEPT)
+
+    @contextmanager
+    def _undone_if_refused(self) -> Iterator[None]:
+        try:
+            yield
+        except Rejected:
+            self._session.run(_UNDO)
+            raise
+
+    def _fill(self, writer: Writer, rows: Sequence[Sequence[Value]]) -> None:
+        if len(writer.indexes) < len(writer.schema.columns):
+            rows = [[row[index] for index in writer.indexes] for row in rows]
+        self._copy(writer, writer.row_stage, lambda: copy_data(writer.columns, writer.types, rows))
+
+    def _fill_keys(self, writer: Writer, keys: Sequence[Sequence[Value]]) -> None:
+        self._copy(writer, writer.key_stage, lambda: copy_data(writer.key_columns, writer.key_types, keys))
+
+    def _copy(self, writer: Writer, stage: str, data: Callable[[], bytes]) -> None:
+        encoded = data()
+        stages: dict[str, None] = self._session.cache.setdefault("stages", {})
+        if stage not in stages:
+            self._make_stage(writer, stage, stages)
+        elif stage in self._filled:
+            self._session.run(f"DELETE FROM pg_temp.{ident(stage)}")
+        self._filled.add(stage)
+        self._session.copy(f"COPY pg_temp.{ident(stage)} FROM STDIN", encoded)
+
+    def _make_stage(self, writer: Writer, stage: str, stages: dict[str, None]) -> None:
+        if len(stages) >= STAGES_MAX:
+            for old in stages:
+                self._session.run(f"DROP TABLE IF EXISTS pg_temp.{ident(old)}")
+            stages.clear()
+        self._session.run(f"DROP TABLE IF EXISTS pg_temp.{ident(stage)}; {writer.create_stage(stage)}{_KEPT}")
+        stages[stage] = None
+
+    # ---- dead letters and repairs ----
+
+    def add_dead_letters(self, pipeline: str, letters: Sequence[DeadLetter]) -> None:
+        for letter in letters:
+            identity = hashlib.sha256(orjson.dumps([pipeline, letter.table, letter.key, letter.version])).digest()
+            texts = [_storable(text) for text in (letter.table, letter.key, letter.version, letter.reason, letter.time)]
+            self._session.query(
+                'INSERT INTO upwell.dead_letter (pipeline, "table", key, version, reason, time, payload, identity)'
+                " VALUES (%s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (identity) DO NOTHING",
+                [pipeline, *texts, letter.payload, identity],
+            )
+
+    def ask_repair(self, pipeline: str, request: Request) -> None:
+        self._session.query(
+            "INSERT INTO upwell.repair_request VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING",
+            [pipeline, request.id, request.table, _storable(request.reason)],
+        )
+
+    # ---- what this transaction has learned ----
+
+    def forget(self) -> None:
+        """The transaction is rolled back: tables and stages that it made are gone."""
+        for key in self._learned:
+            self._session.cache.pop(key, None)
+        self._session.cache.pop("stages", None)
+
+    def _learn(self, key: Any, value: Any) -> None:
+        self._session.cache[key] = value
+        self._learned.append(key)
+
+    def _source_table(self, pipeline: str, table: str) -> int:
+        """The small number that notes have instead of the table's name."""
+        key = ("source_table", pipeline, table)
+        number: int | None = self._session.cache.get(key)
+        while number is None:
+            rows = self._session.query(
+                'INSERT INTO upwell.source_table (pipeline, "table") VALUES (%s, %s) ON CONFLICT DO NOTHING'
+                " RETURNING id",
+                [pipeline, table],
+            ) or self._session.query(
+                'SELECT id FROM upwell.source_table WHERE pipeline = %s AND "table" = %s', [pipeline, table]
+            )
+            if rows:
+                number = int(rows[0][0])
+                self._learn(key, number)
+        return number
+
+
+def _check_indexes(schema: TableSchema, table: TargetTable) -> None:
+    """Raises OperatorError where rows of the schema can't be upserted safely."""
+    for index in table.uniques:
+        if index.deferrable:
+            raise OperatorError(
+                f"{table.name} in the target has a deferrable constraint ({index.name}), which can't decide conflicts.",
+                code="UW-PT-036",
+                remedy=f"ALTER TABLE {table.sql} DROP CONSTRAINT {ident(index.name)}; add it anew, NOT DEFERRABLE.",
+            )
+    if table.key_index(schema.key) is None:
+        columns = ", ".join(map(ident, schema.key))
+        raise OperatorError(
+            f"{table.name} in the target has no unique index on its key ({', '.join(schema.key)}).",
+            code="UW-PT-035",
+            remedy=f"CREATE UNIQUE INDEX ON {table.sql} ({columns});",
+        )
+
+
+def _writes_into(cached: Any, name: TableName) -> bool:
+    return isinstance(cached, Writer) and cached.table.name == name
+
+
+def _lock_number(pipeline: str, table: str) -> int:
+    """A signed 32-bit number; tables that share one only wait for each other more than they must."""
+    return zlib.crc32(orjson.dumps([pipeline, table])) - 2**31
+
+
+def _storable(text: str) -> str:
+    """PostgreSQL's text has no NUL."""
+    return text.replace("\0", "\\u0000")
+
+
+class PostgresShardCheckpoints:
+    """How far each shard has been applied, in the target's own table; see ports.ShardCheckpoints."""
+
+    def __init__(self, target: PostgresTarget) -> None:
+        self._target = target
+
+    def load(self, stream: str) -> dict[str, str | None]:
+        with self._target.session() as session:
+            return dict(session.query("SELECT shard, sequence FROM upwell.shard WHERE stream = %s", [stream]))
+
+    def save(self, stream: str, shard: str, sequence: str | None) -> None:
+        with self._target.session() as session:
+            session.query(
+                "INSERT INTO upwell.shard VALUES (%s, %s, %s)"
+                " ON CONFLICT (stream, shard) DO UPDATE SET sequence = EXCLUDED.sequence",
+                [stream, shard, sequence],
+            )

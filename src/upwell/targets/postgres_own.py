@@ -1,0 +1,99 @@
+# ruff: noqa: S608 - names are quoted by ident(), texts by literal(), rows travel by COPY
+"""The product's own tables in a PostgreSQL target: schema upwell, made and checked at each new connection."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from upwell.errors import OperatorError
+from upwell.targets.postgres_session import Session, ident
+
+VERSION: Final = 1
+_LOCK: Final = 0x7570_7765  # "upwe": the class of our advisory locks
+
+# `lane` rows are updated in every transaction: room on the page keeps such updates out of the indexes.
+_TABLES: Final = """
+CREATE SCHEMA IF NOT EXISTS upwell;
+CREATE TABLE upwell.version (version int PRIMARY KEY);
+CREATE TABLE upwell.watermark (
+  pipeline text, lane int, version bytea NOT NULL, term bigint NOT NULL, seq bigint NOT NULL,
+  resyncs jsonb NOT NULL, PRIMARY KEY (pipeline, lane)
+) WITH (fillfactor = 50);
+CREATE TABLE upwell.resync (
+  pipeline text, "table" text, resync bigint NOT NULL, active boolean NOT NULL, closed int[] NOT NULL,
+  PRIMARY KEY (pipeline, "table")
+);
+CREATE TABLE upwell.source_table (
+  id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, pipeline text NOT NULL, "table" text NOT NULL,
+  UNIQUE (pipeline, "table")
+);
+CREATE TABLE upwell.note (source_table int, resync bigint, key text, PRIMARY KEY (source_table, resync, key));
+CREATE TABLE upwell.evicted (target text, key text, row jsonb NOT NULL, PRIMARY KEY (target, key));
+CREATE TABLE upwell.dead_letter (
+  id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, pipeline text NOT NULL, "table" text NOT NULL,
+  key text NOT NULL, version text NOT NULL, reason text NOT NULL, time text NOT NULL, payload bytea NOT NULL,
+  identity bytea NOT NULL UNIQUE
+);
+CREATE TABLE upwell.repair_request (
+  pipeline text, id text, "table" text, reason text NOT NULL, handed_over boolean NOT NULL DEFAULT false,
+  PRIMARY KEY (pipeline, id)
+);
+CREATE TABLE upwell.shard (stream text, shard text, sequence text, PRIMARY KEY (stream, shard));
+"""
+
+
+def install(session: Session) -> None:
+    """Create what is missing; raises OperatorError where the role may not, or a newer upwell was here."""
+    if _installed(session):
+        return
+    try:
+        session.run(f"BEGIN; SELECT pg_advisory_xact_lock({_LOCK}, 0)")
+        if not _installed(session):
+            session.run(f"{_TABLES}; INSERT INTO upwell.version VALUES ({VERSION})")
+        session.run("COMMIT")
+    except OperatorError as error:
+        session.run("ROLLBACK")
+        raise OperatorError(
+            "The target role may not create the schema upwell, where upwell keeps its watermarks.",
+            code="UW-PT-028",
+            remedy=f"CREATE SCHEMA upwell AUTHORIZATION {ident(session.user)};",
+        ) from error
+    except BaseException:
+        session.close()
+        raise
+
+
+def _installed(session: Session) -> bool:
+    exists = (
+        "SELECT 1 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+        " WHERE n.nspname = 'upwell' AND c.relname = 'version'"
+    )
+    if not session.run(exists):
+        return False
+    try:
+        version = session.run("SELECT max(version) FROM upwell.version")[0][0]
+    except OperatorError as error:
+        raise OperatorError(
+            "The target role may not use the schema upwell.", code="UW-PT-029", remedy=rights(session.user)
+        ) from error
+    if version is not None and version > VERSION:
+        raise OperatorError(
+            f"The schema upwell in the target was made by a newer upwell (version {version}, here {VERSION}).",
+            code="UW-PT-032",
+            remedy="Install the newer upwell here too.",
+        )
+    return version is not None
+
+
+def rights(user: str) -> str:
+    """What a role needs to use tables of upwell that another role made."""
+    role = ident(user)
+    return (
+        f"GRANT USAGE ON SCHEMA upwell TO {role};"
+        f" GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA upwell TO {role};"
+    )
+
+
+def lock_statement(kind: str, number: int) -> str:
+    """An advisory lock until the transaction ends; `kind` is empty or `_shared`."""
+    return f"SELECT pg_advisory_xact_lock{kind}({_LOCK}, {number})"

@@ -1,0 +1,364 @@
+"""Connections to a PostgreSQL target: fixed settings, a bounded pool, and errors translated by SQLSTATE.
+
+The only importer of the driver. What leaves this module is an error of errors.py; its sentence is our own, since
+the server's own messages, details and contexts quote row values.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from upwell.errors import OperatorError, Rejected, TransientError, UniqueConflict, UpwellError
+
+if TYPE_CHECKING:
+    import psycopg
+
+CONNECT_TIMEOUT_S: Final = 10
+STATEMENT_TIMEOUT_S: Final = 300
+LOCK_TIMEOUT_S: Final = 60
+# A transaction whose owner hangs holds its lanes' watermarks: the server ends it.
+IDLE_IN_TRANSACTION_S: Final = 120
+POOL_WAIT_S: Final = 60.0
+KEEPALIVE_IDLE_S: Final = 30
+
+# How values look as text, in and out: what sweep compares and what the wire carries depend on each of these.
+_SETTINGS: Final = f"""
+SET client_encoding TO 'UTF8';
+SET standard_conforming_strings TO on;
+SET TimeZone TO 'UTC';
+SET DateStyle TO 'ISO, YMD';
+SET IntervalStyle TO 'postgres';
+SET extra_float_digits TO 1;
+SET bytea_output TO 'hex';
+SET lc_monetary TO 'C';
+SET jit TO off;
+SET statement_timeout TO '{STATEMENT_TIMEOUT_S}s';
+SET lock_timeout TO '{LOCK_TIMEOUT_S}s';
+SET idle_in_transaction_session_timeout TO '{IDLE_IN_TRANSACTION_S}s'
+"""
+
+_DATA = ("21", "22", "23", "44")  # classes: cardinality, data exception, integrity constraint, WITH CHECK OPTION
+_DATA_CODES = {"54000", "54001", "54011", "P0001", "P0004"}  # an index row too large; a trigger's RAISE or ASSERT
+_ENVIRONMENT = ("08", "40", "53", "57", "58")
+_ENVIRONMENT_CODES = {"55P03", "55006", "25006", "25P03"}
+_MOVED = ("08", "53", "57P", "58")  # a new connection, resolved anew, may find the new writer
+_MOVED_CODES = {"25006", "25P03"}
+# Somebody changed a table under a plan or a cached look at it: a fresh connection looks again.
+_STALE_CODES = {"42P01", "42703", "42P10", "42804", "0A000", "3F000"}
+
+
+def ident(*parts: str) -> str:
+    """A quoted name."""
+    return ".".join('"' + part.replace('"', '""') + '"' for part in parts)
+
+
+def literal(text: str) -> str:
+    """A quoted string; sound because sessions have standard_conforming_strings on. NUL can't be in one."""
+    return "'" + text.replace("'", "''").replace("\0", "\\u0000") + "'"
+
+
+class Session:
+    """One connection, used by one thread at a time."""
+
+    def __init__(self, url: str, *, first: bool = False) -> None:
+        """Connect. `first`: trouble that a person must mend is an OperatorError even if it could pass."""
+        import psycopg
+        from psycopg.conninfo import conninfo_to_dict
+
+        self._error = psycopg.Error
+        try:
+            given = conninfo_to_dict(url)
+            settings: dict[str, Any] = {
+                "connect_timeout": CONNECT_TIMEOUT_S,
+                "application_name": "upwell",
+                "keepalives_idle": KEEPALIVE_IDLE_S,
+                "keepalives_interval": 10,
+                "keepalives_count": 3,
+                "tcp_user_timeout": 60_000,
+            } | {name: value for name, value in given.items() if value is not None}
+            self._connection: psycopg.Connection[Any] = psycopg.connect(autocommit=True, **settings)
+        except psycopg.Error as error:
+            raise _connect_error(error, first=first) from error
+        self.cache: dict[Any, Any] = {}  # what was learned of tables in the database; belongs to this connection
+        self.moved = False
+        try:
+            self.run(_SETTINGS)
+        except UpwellError:
+            self.close()
+            raise
+
+    @property
+    def broken(self) -> bool:
+        """Not to be used again."""
+        return self.moved or bool(self._connection.closed)
+
+    @property
+    def user(self) -> str:
+        """The role that is connected."""
+        return self._connection.info.user
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether TLS protects the connection."""
+        return bool(self._connection.pgconn.ssl_in_use)
+
+    @property
+    def server_version(self) -> int:
+        """As 150006."""
+        return self._connection.info.server_version
+
+    def run(self, script: str) -> list[tuple[Any, ...]]:
+        """Statements without parameters, in one round trip; the last one's rows."""
+        cursor = self._connection.cursor()
+        try:
+            cursor.execute(script.encode(), prepare=False)
+            while cursor.nextset():
+                pass
+            return cursor.fetchall() if cursor.description else []
+        except self._error as error:
+            raise self._translated(error) from error
+
+    def query(self, statement: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+        """One statement with parameters `%s`; its rows."""
+        cursor = self._connection.cursor()
+        try:
+            cursor.execute(statement.encode(), parameters)
+            return cursor.fetchall() if cursor.description else []
+        except self._error as error:
+            raise self._translated(error) from error
+
+    def copy(self, statement: str, data: bytes) -> None:
+        """COPY ... FROM STDIN."""
+        try:
+            with self._connection.cursor() as cursor, cursor.copy(statement.encode()) as copy:
+                copy.write(data)
+        except self._error as error:
+            raise self._translated(error) from error
+
+    def close(self) -> None:
+        """Never raises."""
+        with suppress(self._error, OSError):
+            self._connection.close()
+
+    def _translated(self, error: psycopg.Error) -> Exception:
+        translated, moved = translate(error, lost=bool(self._connection.closed), user=self.user_or_empty())
+        self.moved = self.moved or moved
+        return translated
+
+    def user_or_empty(self) -> str:
+        """The role, as far as a lost connection still tells."""
+        return "" if self._connection.closed else self.user
+
+
+def translate(error: psycopg.Error, *, lost: bool, user: str) -> tuple[Exception, bool]:
+    """What the pipeline does next, and whether the connection must be replaced before it does.
+
+    SQLSTATEs: PostgreSQL documentation, Appendix A. An error that no table names is returned as it is: a bug.
+    """
+    state = error.sqlstate
+    if lost or state is None:
+        return TransientError("The connection to the target database was lost.", code="UW-PT-001"), True
+    name = _state_name(state)
+    if state == "23505":
+        return UniqueConflict(
+            f"Another row of the target holds a unique value ({_where(error)}).", code="UW-PT-010"
+        ), False
+    if state.startswith(_DATA) or state in _DATA_CODES:
+        place = _where(error)
+        sentence = f"The target refuses the data: {name}, SQLSTATE {state}{', ' + place if place else ''}."
+        return Rejected(sentence, code="UW-PT-011"), False
+    if state.startswith(_ENVIRONMENT) or state in _ENVIRONMENT_CODES:
+        moved = state.startswith(_MOVED) or state in _MOVED_CODES
+        return TransientError(f"The target database can't go on now: {name}, SQLSTATE {state}.", code="UW-PT-002"), (
+            moved
+        )
+    if state in _STALE_CODES:
+        return TransientError(
+            f"A table of the target was changed by somebody else: {name}, SQLSTATE {state}.", code="UW-PT-003"
+        ), True
+    if state == "42501":
+        return OperatorError(
+            f"The target role {user!r} lacks a right: {_denied(error)}.",
+            code="UW-PT-020",
+            remedy=_grant(error, user),
+        ), False
+    return error, False
+
+
+def _state_name(state: str) -> str:
+    """23502 → not null violation."""
+    import psycopg.errors
+
+    try:
+        words = psycopg.errors.lookup(state).__name__
+    except KeyError:
+        return "error"
+    return re.sub(r"(?<!^)(?=[A-Z])", " ", words).lower()
+
+
+def _where(error: psycopg.Error) -> str:
+    """Which constraint, column and table; names only, never values."""
+    diag = error.diag
+    found = []
+    if diag.constraint_name:
+        found.append(f"constraint {diag.constraint_name!r}")
+    column = diag.column_name
+    # COPY names the column in its context: `COPY t, line 3, column qty: "the value"`.
+    if column is None and diag.context:
+        context = re.match(r"COPY [^\n]*?, line \d+, column ([^\n]+?)(?:: |$)", diag.context)
+        column = context and context.group(1)
+    if column:
+        found.append(f"column {column!r}")
+    if diag.table_name and not diag.table_name.startswith("upwell_"):
+        found.append(f"table {diag.table_name!r}")
+    return ", ".join(found)
+
+
+def _denied(error: psycopg.Error) -> str:
+    """The server's words: messages of this SQLSTATE name objects, never values."""
+    return (error.diag.message_primary or "permission denied").split("\n", 1)[0]
+
+
+_GRANTS: Final = (
+    (re.compile(r"(?:table|view|relation) (\S+)"), "GRANT SELECT, INSERT, UPDATE, DELETE ON {} TO {};"),
+    (re.compile(r"schema (\S+)"), "GRANT USAGE, CREATE ON SCHEMA {} TO {};"),
+    (re.compile(r"create temporary tables in database \"?([^\"]+)"), "GRANT TEMPORARY ON DATABASE {} TO {};"),
+    (re.compile(r"database (\S+)"), "GRANT CREATE ON DATABASE {} TO {};"),
+    (re.compile(r"sequence (\S+)"), "GRANT USAGE ON SEQUENCE {} TO {};"),
+)
+
+
+def _grant(error: psycopg.Error, user: str) -> str:
+    message = _denied(error)
+    if message.startswith("must be owner"):
+        return f"Make {ident(user)} the owner, or change the object as its owner."
+    for pattern, statement in _GRANTS:
+        found = pattern.search(message)
+        if found:
+            return statement.format(ident(found.group(1).strip('"')), ident(user))
+    return f"Grant {ident(user)} the right that the message names."
+
+
+def _connect_error(error: psycopg.Error, *, first: bool) -> UpwellError:
+    """libpq gives a failed connect no SQLSTATE, so its words decide; they name host and role, never a password."""
+    words = str(error).strip()
+    last = words.splitlines()[-1] if words else "no reason given"
+    for pattern, sentence, remedy, code, always in _CONNECT:
+        if re.search(pattern, words):
+            if first or always:
+                return OperatorError(f"{sentence} ({last})", code=code, remedy=remedy)
+            return TransientError(f"{sentence} ({last})", code=code)
+    if first and not re.search(r"starting up|shutting down|too many|remaining connection slots|recovery", words):
+        return OperatorError(f"The target database refuses the connection ({last}).", code="UW-PT-005")
+    return TransientError(f"The target database can't be reached ({last}).", code="UW-PT-004")
+
+
+# pattern, sentence, remedy, code, whether only a person can mend it even when it once worked
+_CONNECT: Final = (
+    (
+        r"password authentication failed|no password supplied|authentication failed",
+        "The target database refuses the role or its password.",
+        "Check user and password in subscriber.target.",
+        "UW-PT-021",
+        True,
+    ),
+    (
+        r'role "[^"]*" does not exist',
+        "The target database has no such role.",
+        "Create it, or correct the user in subscriber.target.",
+        "UW-PT-021",
+        True,
+    ),
+    (
+        r"no pg_hba\.conf entry",
+        "The target server admits no such connection.",
+        "Add a line to its pg_hba.conf, or use sslmode=require if only encrypted connections are admitted.",
+        "UW-PT-022",
+        False,
+    ),
+    (
+        r'database "[^"]*" does not exist',
+        "The target server has no such database.",
+        "Create it, or correct its name in subscriber.target.",
+        "UW-PT-023",
+        False,
+    ),
+    (
+        r"could not translate host name|failed to resolve host|Name or service not known|nodename nor servname",
+        "The target's host name is not known.",
+        "Correct the host in subscriber.target, or the machine's DNS.",
+        "UW-PT-024",
+        False,
+    ),
+    (
+        r"certificate|SSL|sslrootcert|sslmode",
+        "The target's TLS is not trusted, or not as asked for.",
+        "Give the authority's file with sslrootcert=FILE and sslmode=verify-full in subscriber.target.",
+        "UW-PT-025",
+        False,
+    ),
+    (
+        r"Connection refused|timeout expired|timed out|No route to host|unreachable|connection is bad|No such file",
+        "Nothing answers at the target's host and port.",
+        "Check that the server runs and that a firewall lets this machine through.",
+        "UW-PT-026",
+        False,
+    ),
+    (
+        r"invalid connection option|invalid URI|missing \"=\"|invalid port|invalid integer",
+        "The target's URL is not one that PostgreSQL understands.",
+        "Write postgresql://user:password@host:5432/database.",
+        "UW-PT-027",
+        True,
+    ),
+)
+
+
+class Pool:
+    """At most `connections_max` connections; one that failed is replaced by a new one."""
+
+    def __init__(self, url: str, connections_max: int) -> None:
+        self._url = url
+        self._free = threading.BoundedSemaphore(connections_max)
+        self._lock = threading.Lock()
+        self._idle: list[Session] = []
+        self._max = connections_max
+
+    @contextmanager
+    def session(self, *, first: bool = False) -> Iterator[Session]:
+        """A connection for one thread; it goes back when the block ends, unless it is broken."""
+        if not self._free.acquire(timeout=POOL_WAIT_S):
+            raise TransientError(f"All {self._max} connections to the target are in use.", code="UW-PT-006")
+        try:
+            session = self._take(first=first)
+            try:
+                yield session
+            finally:
+                self._give_back(session)
+        finally:
+            self._free.release()
+
+    def close(self) -> None:
+        """Close what is idle; never raises."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for session in idle:
+            session.close()
+
+    def _take(self, *, first: bool) -> Session:
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+        return Session(self._url, first=first)
+
+    def _give_back(self, session: Session) -> None:
+        if not session.broken:
+            with self._lock:
+                self._idle.append(session)
+            return
+        session.close()
+        self.close()  # the others lead to the same server, which has gone or is no longer the writer

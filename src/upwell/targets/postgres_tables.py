@@ -1,0 +1,261 @@
+# ruff: noqa: S608 - names are quoted by ident(), texts by literal(), rows travel by COPY
+"""A table of the target as its catalog describes it, and the SQL that writes into it.
+
+Rows come by COPY into a temporary table of the connection's own (the stage) and from there in one statement into
+the table. Rows that had to make way for another row's unique value wait in upwell.evicted, as the text of each
+column: that is exact for every type and survives columns being added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+from upwell.errors import OperatorError
+from upwell.model import TableName, TableSchema
+from upwell.targets.postgres_session import Session, ident, literal
+from upwell.targets.postgres_types import target_type
+
+NAME_BYTES_MAX: Final = 63  # NAMEDATALEN - 1; the server cuts longer names off without an error
+NOTED_LENGTH_MAX: Final = 120  # a longer key is noted as its SHA-256: an index entry may not exceed 2,700 bytes
+_DEFAULT_SCHEMAS: Final = {"postgresql": "public", "sqlite": "main", "sqlserver": "dbo"}
+# Types whose text has a small bound, so that a key of them needs no hash.
+_SHORT: Final = ("smallint", "integer", "bigint", "uuid", "date", "time", "boolean", "oid")
+
+
+def target_name(schema: TableSchema) -> TableName:
+    """Where rows of the schema go. Raises OperatorError for a name that the server would cut off."""
+    if schema.target is not None:
+        named = TableName.parse(schema.target)
+        name = named if named.schema else TableName("public", named.name)
+    else:
+        source = TableName.parse(schema.table)
+        default = source.schema in ("", _DEFAULT_SCHEMAS.get(schema.dialect))
+        name = TableName("public", source.name) if default else source
+    for part in (*name, *(column.name for column in schema.columns)):
+        if len(part.encode()) > NAME_BYTES_MAX:
+            raise OperatorError(
+                f"The name {part!r} of {schema.table} is longer than the {NAME_BYTES_MAX} bytes PostgreSQL keeps.",
+                code="UW-PT-030",
+                remedy="Give a shorter name with `to:` or `rename:` in the configuration.",
+            )
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class TargetColumn:
+    """A column as the catalog describes it."""
+
+    name: str
+    type: str  # as format_type writes it
+    base_type: str  # below a domain
+    not_null: bool
+    generated: bool  # can't be written
+    default: str | None  # SQL
+
+
+@dataclass(frozen=True, slots=True)
+class UniqueIndex:
+    """A unique index or constraint, or an exclusion constraint."""
+
+    name: str
+    columns: tuple[str, ...]  # empty where it has expressions
+    expressions: tuple[str, ...]  # SQL over the table's unqualified column names
+    predicate: str | None
+    nulls_equal: bool
+    deferrable: bool
+    exclusion: bool
+
+
+@dataclass(frozen=True)
+class TargetTable:
+    """A table of the target."""
+
+    name: TableName
+    columns: dict[str, TargetColumn]
+    uniques: tuple[UniqueIndex, ...]
+
+    @property
+    def sql(self) -> str:
+        return ident(*self.name)
+
+    @cached_property
+    def label(self) -> str:
+        """Its name as a literal: what upwell.evicted calls it."""
+        return literal(str(self.name))
+
+    def key_index(self, key: Sequence[str]) -> UniqueIndex | None:
+        """The unique index over just these columns, which ON CONFLICT can use."""
+        for index in self.uniques:
+            plain = not index.exclusion and not index.deferrable and index.predicate is None
+            if plain and index.columns and set(index.columns) == set(key):
+                return index
+        return None
+
+
+def read_table(session: Session, name: TableName) -> TargetTable | None:
+    """The table as it is now; None where there is none. Raises OperatorError for what is no table."""
+    found = session.query(
+        "SELECT c.oid, c.relkind FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+        " WHERE n.nspname = %s AND c.relname = %s",
+        [*name],
+    )
+    if not found:
+        return None
+    oid, kind = found[0]
+    if kind not in ("r", "p", b"r", b"p"):
+        raise OperatorError(f"{name} in the target is not a table.", code="UW-PT-031")
+    columns = [TargetColumn(*row) for row in session.query(_COLUMNS, [oid])]
+    uniques = []
+    for index_name, plain, expressions, predicate, nulls_equal, deferrable, exclusion in session.query(_UNIQUES, [oid]):
+        uniques.append(
+            UniqueIndex(
+                index_name, tuple(plain or ()), tuple(expressions), predicate, nulls_equal, deferrable, exclusion
+            )
+        )
+    return TargetTable(name, {column.name: column for column in columns}, tuple(uniques))
+
+
+_COLUMNS: Final = """
+SELECT a.attname::text, format_type(a.atttypid, a.atttypmod),
+  CASE WHEN t.typtype = 'd' THEN format_type(t.typbasetype, NULL) ELSE format_type(a.atttypid, NULL) END,
+  a.attnotnull, a.attgenerated <> '',
+  CASE WHEN a.attidentity <> ''
+    THEN format('nextval(%%L::regclass)', pg_get_serial_sequence(format('%%I.%%I', n.nspname, c.relname), a.attname))
+    ELSE pg_get_expr(d.adbin, d.adrelid) END
+FROM pg_catalog.pg_attribute a
+JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped
+ORDER BY a.attnum
+"""
+
+# indnullsnotdistinct exists from PostgreSQL 15 on.
+_UNIQUES: Final = """
+SELECT x.relname::text,
+  CASE WHEN i.indexprs IS NULL THEN ARRAY(
+    SELECT a.attname::text FROM generate_series(0, i.indnkeyatts - 1) g
+    JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[g] ORDER BY g) END,
+  ARRAY(SELECT pg_get_indexdef(i.indexrelid, g, true) FROM generate_series(1, i.indnkeyatts) g ORDER BY g),
+  pg_get_expr(i.indpred, i.indrelid),
+  coalesce((to_jsonb(i) ->> 'indnullsnotdistinct')::boolean, false),
+  NOT i.indimmediate, i.indisexclusion
+FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
+WHERE i.indrelid = %s AND (i.indisunique OR i.indisexclusion) AND i.indisvalid
+ORDER BY i.indisprimary DESC, x.relname
+"""
+
+
+def create_statements(session: Session, schema: TableSchema, name: TableName) -> list[str]:
+    """CREATE SCHEMA (where it is not public) and CREATE TABLE, ready to be run or to be shown to a person."""
+    columns = [
+        f"{ident(column.name)} {known_type(session, schema, index)}" for index, column in enumerate(schema.columns)
+    ]
+    key = ", ".join(map(ident, schema.key))
+    created = [f"CREATE SCHEMA IF NOT EXISTS {ident(name.schema)}"] if name.schema != "public" else []
+    return [*created, f"CREATE TABLE IF NOT EXISTS {ident(*name)} ({', '.join(columns)}, PRIMARY KEY ({key}))"]
+
+
+def add_statement(session: Session, schema: TableSchema, name: TableName, missing: Iterable[int]) -> str:
+    """ALTER TABLE ... ADD COLUMN for the columns at these indexes, nullable."""
+    additions = [
+        f"ADD COLUMN IF NOT EXISTS {ident(schema.columns[index].name)} {known_type(session, schema, index)}"
+        for index in missing
+    ]
+    return f"ALTER TABLE {ident(*name)} {', '.join(additions)}"
+
+
+def known_type(session: Session, schema: TableSchema, index: int) -> str:
+    """`target_type`, or text where this server is too old to know it."""
+    type_, _ = target_type(schema.columns[index], schema.dialect)
+    bare = type_.split("(")[0].rstrip("[]")
+    known = session.query("SELECT to_regtype(%s) IS NOT NULL", [bare])[0][0]
+    return type_ if known else "text"
+
+
+class Writer:
+    """The SQL that writes rows of one schema into one table."""
+
+    def __init__(self, schema: TableSchema, table: TargetTable) -> None:
+        self.schema = schema
+        self.table = table
+        held = [(i, c) for i, c in enumerate(schema.columns) if not table.columns[c.name].generated]
+        self.indexes = [index for index, _ in held]  # which of a row's values are written
+        self.columns = [column for _, column in held]
+        self.types = [table.columns[column.name].base_type for column in self.columns]
+        self.key_columns = [schema.columns[index] for index in schema.key_indexes]
+        self.key_types = [table.columns[name].base_type for name in schema.key]
+        self.row_stage = f"upwell_{schema.hash}"
+        self.key_stage = f"upwell_key_{schema.hash}"
+        self._names = [column.name for column in self.columns]
+        self._values = [name for name in self._names if name not in schema.key]
+
+    def create_stage(self, stage: str) -> str:
+        """The stage has the target's types and collations, and none of its constraints."""
+        names = self._names if stage == self.row_stage else self.schema.key
+        columns = ", ".join(map(ident, names))
+        return (
+            f"CREATE TEMPORARY TABLE {ident(stage)} ON COMMIT DELETE ROWS"
+            f" AS SELECT {columns} FROM {self.table.sql} WITH NO DATA"
+        )
+
+    @cached_property
+    def upsert(self) -> str:
+        columns = ", ".join(map(ident, self._names))
+        key = ", ".join(map(ident, self.schema.key))
+        return (
+            f"INSERT INTO {self.table.sql} ({columns}) OVERRIDING SYSTEM VALUE"
+            f" SELECT {columns} FROM {self._stage(self.row_stage)} ON CONFLICT ({key}) {self._on_conflict}"
+        )
+
+    @property
+    def _on_conflict(self) -> str:
+        # Where equal keys can look different (1.0 and 1.00, case in citext), the newest look is kept: the notes of
+        # a resync compare looks.
+        names = self._values if self._key_is_exact else self._names
+        if not names:
+            return "DO NOTHING"
+        return "DO UPDATE SET " + ", ".join(f"{ident(name)} = EXCLUDED.{ident(name)}" for name in names)
+
+    @property
+    def _key_is_exact(self) -> bool:
+        return all(type_.startswith((*_SHORT, "timestamp", "bytea")) for type_ in self.key_types)
+
+    @cached_property
+    def update(self) -> str:
+        """Of a partial schema: change what exists."""
+        if not self._values:
+            return "SELECT"
+        changes = ", ".join(f"{ident(name)} = s.{ident(name)}" for name in self._values)
+        return (
+            f"UPDATE {self.table.sql} AS t SET {changes} FROM {self._stage(self.row_stage)} AS s"
+            f" WHERE {self._same_key('t', 's')}"
+        )
+
+    @cached_property
+    def delete(self) -> str:
+        return self._delete(self.key_stage)
+
+    def _delete(self, stage: str) -> str:
+        return f"DELETE FROM {self.table.sql} AS t USING {self._stage(stage)} AS s WHERE {self._same_key('t', 's')}"
+
+    def _same_key(self, one: str, other: str) -> str:
+        return " AND ".join(f"{one}.{ident(name)} = {other}.{ident(name)}" for name in self.schema.key)
+
+    def key_text(self, alias: str) -> str:
+        """SQL: the key as one text, computed by the database from typed values; a hash where it may be long."""
+        text = f"ROW({', '.join(f'{alias}.{ident(name)}' for name in self.schema.key)})::text"
+        if all(type_.startswith(_SHORT) for type_ in self.key_types):
+            return text
+        # A ROW's text begins with a parenthesis, a hash never does.
+        return (
+            f"CASE WHEN length({text}) <= {NOTED_LENGTH_MAX} THEN {text}"
+            f" ELSE encode(sha256(convert_to({text}, 'UTF8')), 'hex') END"
+        )
+
+    def _stage(self, stage: str) -> str:
+        return f"pg_temp.{ident(stage)}"

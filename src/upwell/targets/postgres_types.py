@@ -1,0 +1,233 @@
+"""Which PostgreSQL type holds a column, and how wire values become the text that COPY reads. Pure functions."""
+
+from __future__ import annotations
+
+import re
+from binascii import Error as Base64Error
+from binascii import a2b_base64
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from upwell.errors import Rejected
+from upwell.model import Column, Kind, Value
+
+_BY_KIND: Final = {
+    Kind.BOOL: "boolean",
+    Kind.INT: "bigint",
+    Kind.DECIMAL: "numeric",
+    Kind.FLOAT: "double precision",
+    Kind.TEXT: "text",
+    Kind.BYTES: "bytea",
+    Kind.DATE: "date",
+    Kind.TIME: "time without time zone",
+    Kind.TIMESTAMP: "timestamp without time zone",
+    Kind.TIMESTAMPTZ: "timestamp with time zone",
+    Kind.UUID: "uuid",
+    Kind.JSON: "json",
+    Kind.OTHER: "text",
+}
+
+# Types that every PostgreSQL from 13 on has, and that read what they print.
+_BUILT_IN: Final = frozenset(
+    {
+        "smallint",
+        "integer",
+        "bigint",
+        "int2",
+        "int4",
+        "int8",
+        "int",
+        "numeric",
+        "decimal",
+        "real",
+        "double_precision",
+        "float4",
+        "float8",
+        "money",
+        "boolean",
+        "bool",
+        "text",
+        "varchar",
+        "character_varying",
+        "char",
+        "character",
+        "bpchar",
+        "name",
+        '"char"',
+        "bytea",
+        "date",
+        "interval",
+        "uuid",
+        "json",
+        "jsonb",
+        "jsonpath",
+        "xml",
+        "inet",
+        "cidr",
+        "macaddr",
+        "macaddr8",
+        "bit",
+        "bit_varying",
+        "varbit",
+        "point",
+        "line",
+        "lseg",
+        "box",
+        "path",
+        "polygon",
+        "circle",
+        "tsvector",
+        "tsquery",
+        "int4range",
+        "int8range",
+        "numrange",
+        "tsrange",
+        "tstzrange",
+        "daterange",
+        "pg_lsn",
+        "oid",
+        "xid8",
+        "txid_snapshot",
+        "pg_snapshot",
+        "int4multirange",
+        "int8multirange",
+        "nummultirange",
+        "tsmultirange",
+        "tstzmultirange",
+        "datemultirange",
+        "time",
+        "timetz",
+        "timestamp",
+        "timestamptz",
+        "time_without_time_zone",
+        "time_with_time_zone",
+        "timestamp_without_time_zone",
+        "timestamp_with_time_zone",
+    }
+)
+_POSTGRES_TYPE: Final = re.compile(
+    r'("char"|[a-z][a-z0-9_]*(?: varying| precision)?)'  # its name
+    r"(?: (?:year|month|day|hour|minute|second|to| )+)?"  # an interval's fields
+    r" ?(\(-?\d+(?:, ?-?\d+)?\))?( with(?:out)? time zone)?((?:\[\])*)"
+)
+_SIZED: Final = re.compile(r"\s*([a-z][a-z0-9_ ]*?)\s*(?:\(\s*(\d+|max)\s*(?:,\s*(\d+)\s*)?\))?\s*(unsigned)?.*", re.I)
+NUMERIC_PRECISION_MAX: Final = 1000
+
+
+def target_type(column: Column, dialect: str) -> tuple[str, str | None]:
+    """The type of a column that upwell creates, and a warning where the source can hold what it can't."""
+    if dialect == "postgresql":
+        return _from_postgres(column)
+    if dialect == "sqlite":
+        return _from_sqlite(column)
+    return _from_sized(column)
+
+
+def _from_postgres(column: Column) -> tuple[str, str | None]:
+    known = _POSTGRES_TYPE.fullmatch(column.type)
+    if known:
+        name, _size, zone, _array = known.groups()
+        if (name + (zone or "")).replace(" ", "_") in _BUILT_IN:
+            return column.type, None
+    fallback = _BY_KIND[column.kind]
+    return fallback, f"{column.type} is a type of the source's own: {fallback} holds its text"
+
+
+def _from_sqlite(column: Column) -> tuple[str, str | None]:
+    """SQLite's types are advice, so sizes that it does not enforce are not enforced in the target either."""
+    kind, name = column.kind, column.type.upper()
+    if kind is Kind.OTHER and "BLOB" in name:
+        return "bytea", None
+    warning = None
+    if kind is not Kind.TEXT and kind is not Kind.OTHER:
+        warning = (
+            f"SQLite lets a column of type {column.type} hold anything:"
+            f" values that {_BY_KIND[kind]} can't hold become dead letters"
+        )
+    return _BY_KIND[kind], warning
+
+
+def _from_sized(column: Column) -> tuple[str, str | None]:
+    """SQL Server, MySQL, MariaDB: sizes hold; digits of a second beyond six are rounded."""
+    found = _SIZED.fullmatch(column.type)
+    name, size, scale, unsigned = found.groups() if found else (column.type, None, None, None)
+    name = name.lower()
+    if column.kind is Kind.DECIMAL:
+        if name in ("money", "smallmoney"):
+            return "numeric(19,4)", None
+        return (f"numeric({size},{scale or 0})" if size and size.isdigit() else "numeric"), None
+    if column.kind is Kind.INT and unsigned and name == "bigint":
+        return "numeric(20,0)", None
+    if column.kind in (Kind.TIME, Kind.TIMESTAMP, Kind.TIMESTAMPTZ):
+        # SQL Server's own default is seven digits; MySQL has six at most.
+        digits = int(size) if size and size.isdigit() else 7 if name in ("time", "datetime2", "datetimeoffset") else 0
+        notes = []
+        if digits > 6:
+            notes.append("the seventh digit of a second is rounded")
+        if name == "datetimeoffset":
+            notes.append("the moment is kept, the offset it was written with is not")
+        return _BY_KIND[column.kind], "; ".join(notes) or None
+    return _BY_KIND[column.kind], None
+
+
+# ---- COPY ----
+
+_NULL: Final = "\\N"
+_NUMERIC: Final = ("smallint", "integer", "bigint", "numeric", "real", "double precision")
+
+
+def copy_data(columns: Sequence[Column], types: Sequence[str], rows: Sequence[Sequence[Value]]) -> bytes:
+    """Rows as COPY's text format, column by column because that needs no Python call per value.
+
+    `types` are the target's. Raises Rejected for a row of another length or for bytes that are not base64.
+    """
+    try:
+        by_column = list(zip(*rows, strict=True))
+    except ValueError:
+        by_column = []
+    if len(by_column) != len(columns):
+        raise Rejected("A row has more or fewer values than its schema has columns.", code="UW-PT-012")
+    cells = [_cells(column, type_, values) for column, type_, values in zip(columns, types, by_column, strict=True)]
+    lines = "\n".join(map("\t".join, zip(*cells, strict=True)))
+    return lines.encode() + b"\n"
+
+
+def _cells(column: Column, type_: str, values: Sequence[Value]) -> list[str]:
+    """One column's values as COPY's text."""
+    present = [value for value in values if value is not None]
+    if column.kind is Kind.BYTES and type_ == "bytea":
+        texts = _hex(column, present)
+    else:
+        texts = _escaped(_texts(type_, present))
+    if len(texts) == len(values):
+        return texts
+    following = iter(texts)
+    return [_NULL if value is None else next(following) for value in values]
+
+
+def _texts(type_: str, present: Sequence[Value]) -> list[str]:
+    kinds = set(map(type, present))
+    if kinds <= {str}:
+        return present  # type: ignore[return-value] # the line above proves it
+    if bool not in kinds:
+        return [value if value.__class__ is str else str(value) for value in present]
+    as_text = {True: "1", False: "0"} if type_.startswith(_NUMERIC) else {True: "true", False: "false"}
+    return [as_text[value] if isinstance(value, bool) else str(value) for value in present]
+
+
+def _escaped(texts: list[str]) -> list[str]:
+    """COPY's text format: a backslash, tab, line feed or carriage return in a value is written as an escape."""
+    joined = "".join(texts)
+    if "\\" in joined or "\t" in joined or "\n" in joined or "\r" in joined:
+        return [
+            text.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r") for text in texts
+        ]
+    return texts
+
+
+def _hex(column: Column, present: Sequence[Value]) -> list[str]:
+    decode: Callable[[str], bytes] = a2b_base64
+    try:
+        return ["\\\\x" + decode(value).hex() for value in present]  # type: ignore[arg-type] # caught below
+    except (Base64Error, TypeError, ValueError):
+        raise Rejected(f"Column {column.name!r} should hold base64 and does not.", code="UW-PT-013") from None
