@@ -1,0 +1,418 @@
+"""Rows to DynamoDB items and back: the only form of an item. docs/dynamodb.md describes it for other readers.
+
+Limits: https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Constraints.html
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Final, Literal, NamedTuple
+
+import orjson
+
+from upwell.errors import ConfigError, Rejected
+from upwell.keytemplates import Template
+from upwell.model import Column, Kind, TableName, TableSchema, Value
+
+VERSION: Final = "_upwell_v"
+DELETED: Final = "_upwell_deleted"
+TTL: Final = "_upwell_ttl"
+SORT_KEY: Final = "_upwell_sk"  # the key's columns from the second on, where there are more than two
+SOURCE_TABLE: Final = "_upwell_t"  # in a table that holds items of several source tables
+_OURS: Final = "_upwell_"
+TEMPLATE_PARTITION_KEY: Final = "pk"
+TEMPLATE_SORT_KEY: Final = "sk"
+
+ITEM_BYTES_MAX: Final = 400 * 1024
+PARTITION_KEY_BYTES_MAX: Final = 2048
+SORT_KEY_BYTES_MAX: Final = 1024
+NUMBER_DIGITS_MAX: Final = 38
+NUMBER_EXPONENTS: Final = range(-130, 126)  # of the first significant digit
+NESTING_MAX: Final = 31  # inside an attribute: DynamoDB's 32 levels count the attribute itself
+
+# An attribute's value as DynamoDB's JSON has it: {"S": "text"}, {"N": "1.5"}, {"M": {...}}.
+Attribute = dict[str, Any]
+Item = dict[str, Attribute]
+KeyType = Literal["S", "N", "B"]
+AttributeType = Literal["S", "N", "B", "BOOL", "M/L"]
+Nulls = Literal["absent", "keep"]
+
+_NULL: Final[Attribute] = {"NULL": True}
+_EXACT_INT = 2**53
+_NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
+_PRECISION = re.compile(r"\(\s*([0-9]+)")
+_TABLE_NAME = re.compile(r"[a-zA-Z0-9_.-]{3,255}")
+# A row's JSON this far below the limit needs no exact count: nothing takes four times the bytes of its JSON.
+_SURELY_SMALL = ITEM_BYTES_MAX // 4
+
+
+@dataclass(frozen=True)
+class KeyTemplates:
+    """How a source table lies in a table of single-table design."""
+
+    table: str
+    partition_key: str
+    sort_key: str | None = None
+
+
+class KeyAttribute(NamedTuple):
+    """An attribute of a table's key."""
+
+    name: str
+    type: KeyType
+
+
+def attribute_type(column: Column) -> tuple[AttributeType, str | None]:
+    """What a column that is not of the key becomes, and what is lost by that."""
+    if column.kind is Kind.INT:
+        return "N", None
+    if column.kind is Kind.DECIMAL:
+        precision = _PRECISION.search(column.type)
+        if precision is None:
+            return "N", "values of more than 38 digits are stored as S"
+        if int(precision[1]) > NUMBER_DIGITS_MAX:
+            return "S", "a Number of DynamoDB holds 38 digits: stored as text, which sorts and adds up otherwise"
+        return "N", None
+    if column.kind is Kind.FLOAT:
+        return "N", "NaN, infinities and what lies outside ±1E-130 to ±9.9E+125 are stored as S; -0.0 becomes 0"
+    if column.kind is Kind.BOOL:
+        return "BOOL", None
+    if column.kind is Kind.BYTES:
+        return "B", None
+    if column.kind is Kind.JSON:
+        return "M/L", "of members with the same name the last one counts; numbers of more than 38 digits become S"
+    return "S", None
+
+
+def key_type(column: Column) -> KeyType:
+    """What a column becomes as a partition or sort key."""
+    type_, _ = attribute_type(column)
+    return type_ if type_ in ("N", "B") else "S"
+
+
+def table_names(schemas: Sequence[TableSchema], prefix: str) -> dict[str, str]:
+    """source table → DynamoDB table: `prefix` and its name, with its schema where two would be the same.
+
+    Raises ConfigError where DynamoDB does not take the name, or where two source tables would still share one.
+    """
+    short = {schema.table: TableName.parse(schema.target or schema.table).name for schema in schemas}
+    names: dict[str, str] = {}
+    for table, name in short.items():
+        parsed = TableName.parse(table)
+        shared = sum(other == name for other in short.values()) > 1
+        names[table] = f"{prefix}{parsed.schema}.{name}" if shared and parsed.schema else f"{prefix}{name}"
+    for table, name in names.items():
+        rivals = [other for other, its in names.items() if its == name and other != table]
+        if rivals or not _TABLE_NAME.fullmatch(name):
+            why = f"{', '.join(rivals)} has the same" if rivals else "DynamoDB takes only letters, digits, _ . -"
+            raise ConfigError(
+                f"{table} can't become the DynamoDB table {name}: {why}.",
+                code="UW-DD-006",
+                remedy=f"Give it another name: tables: {{{table}: {{to: NAME}}}}",
+            )
+    return names
+
+
+class ItemForm:
+    """How the rows of one schema become items: prepared once, used for every row."""
+
+    def __init__(
+        self, schema: TableSchema, table: str, templates: KeyTemplates | None = None, nulls: Nulls = "absent"
+    ) -> None:
+        """`table`: the DynamoDB table. Raises ConfigError where templates or names of columns can't be used."""
+        self.schema = schema
+        self.table = table
+        self.shared = templates is not None
+        columns = {column.name: column for column in schema.columns}
+        self._key_columns = [columns[name] for name in schema.key]
+        self._partition, self._sort = self._templates(templates)
+        self.key_attributes = self._key_attributes()
+        self._check_names(templates)
+        self._nulls = nulls
+        self._names_bytes = 64 + sum(len(name.encode()) + 24 for name in columns)
+        kept = {attribute.name for attribute in self.key_attributes}
+        self._encoders = [
+            (index, column.name, _ENCODERS[column.kind] if attribute_type(column)[0] != "S" else _text_or_other)
+            for index, column in enumerate(schema.columns)
+            if column.name not in kept
+        ]
+
+    def _templates(self, templates: KeyTemplates | None) -> tuple[Template | None, Template | None]:
+        key = self._key_columns
+        if templates is not None:
+            partition = Template(templates.partition_key, key)
+            sort = None if templates.sort_key is None else Template(templates.sort_key, key)
+            missing = set(self.schema.key) - partition.columns - (sort.columns if sort else frozenset())
+            if missing:
+                raise ConfigError(
+                    f"The key templates of {self.schema.table} leave out {', '.join(sorted(missing))}: "
+                    "several rows would share one item.",
+                    code="UW-DD-005",
+                    remedy="Use every column of the key in partition_key or sort_key.",
+                )
+            return partition, sort
+        if len(key) <= 2:
+            return None, None
+        braced = "#".join("{" + column.name.replace("{", "{{").replace("}", "}}") + "}" for column in key[1:])
+        return None, Template(braced, key)
+
+    def _key_attributes(self) -> tuple[KeyAttribute, ...]:
+        if self._partition is not None:
+            names = [TEMPLATE_PARTITION_KEY, *([TEMPLATE_SORT_KEY] if self._sort is not None else [])]
+            return tuple(KeyAttribute(name, "S") for name in names)
+        first, *others = self._key_columns
+        attributes = [KeyAttribute(first.name, key_type(first))]
+        if self._sort is not None:
+            attributes.append(KeyAttribute(SORT_KEY, "S"))
+        elif others:
+            attributes.append(KeyAttribute(others[0].name, key_type(others[0])))
+        return tuple(attributes)
+
+    def _check_names(self, templates: KeyTemplates | None) -> None:
+        taken = {attribute.name for attribute in self.key_attributes} if templates is not None else set()
+        for column in self.schema.columns:
+            if column.name in taken or column.name.startswith(_OURS):
+                raise ConfigError(
+                    f"The column {column.name} of {self.schema.table} has the name of an attribute of upwell's.",
+                    code="UW-DD-007",
+                    remedy=f"Rename it: tables: {{{self.schema.table}: {{rename: {{{column.name}: NAME}}}}}}",
+                )
+
+    def key(self, values: Sequence[Value]) -> Item:
+        """The key's attributes for the key's values, in the key's order. Raises Rejected."""
+        item: Item = {}
+        first, *rest = self.key_attributes
+        value = self._partition.render(values) if self._partition is not None else values[0]
+        item[first.name] = _key_attribute(first, value, PARTITION_KEY_BYTES_MAX)
+        if rest:
+            value = self._sort.render(values) if self._sort is not None else values[1]
+            item[rest[0].name] = _key_attribute(rest[0], value, SORT_KEY_BYTES_MAX)
+        return item
+
+    def item(self, values: Sequence[Value], row_bytes: int) -> Item:
+        """A row's attributes, key included. `row_bytes`: what its JSON takes. Raises Rejected."""
+        item = self.key([values[index] for index in self.schema.key_indexes])
+        for index, name, encode in self._encoders:
+            value = values[index]
+            if value is not None:
+                item[name] = encode(value)
+            elif self._nulls == "keep":
+                item[name] = _NULL
+        if row_bytes + self._names_bytes > _SURELY_SMALL:
+            check_size(item)
+        return item
+
+    def changes(self, values: Sequence[Value]) -> tuple[Item, list[str]]:
+        """Of a partial row: the attributes that it sets, and the names of those that it removes; without the key."""
+        sets: Item = {}
+        removes: list[str] = []
+        for index, name, encode in self._encoders:
+            value = values[index]
+            if value is not None:
+                sets[name] = encode(value)
+            elif self._nulls == "keep":
+                sets[name] = _NULL
+            else:
+                removes.append(name)
+        return sets, removes
+
+    def disjoint(self, other: ItemForm) -> bool:
+        """Whether rows of both can lie in one table and never have the same key."""
+        if self.key_attributes != other.key_attributes or self._partition is None or other._partition is None:
+            return False
+        if self._partition.disjoint(other._partition):
+            return True
+        return self._sort is not None and other._sort is not None and self._sort.disjoint(other._sort)
+
+    def values(self, item: Item) -> list[Value]:
+        """The row that an item holds, in the order of the schema's columns, in the form of `canonical`."""
+        read = [item.get(column.name) for column in self.schema.columns]
+        return [
+            None if attribute is None else _value(attribute, column.kind)
+            for attribute, column in zip(read, self.schema.columns, strict=True)
+        ]
+
+    def canonical(self, values: Sequence[Value]) -> list[Value]:
+        """A row's values as they come back from DynamoDB: numbers without trailing zeros, JSON in one notation."""
+        return self.values(self.item(values, 0))
+
+
+def check_size(item: Item) -> None:
+    """Raises Rejected where DynamoDB would not take the item (with room for the attributes of ours)."""
+    size = 200 + sum(len(name.encode()) + attribute_bytes(attribute) for name, attribute in item.items())
+    if size > ITEM_BYTES_MAX:
+        raise Rejected(f"its item would have about {size:,} bytes; DynamoDB takes at most {ITEM_BYTES_MAX:,}")
+
+
+def attribute_bytes(attribute: Attribute) -> int:
+    """What a value counts towards the item's size, at most.
+
+    https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/CapacityUnitCalculations.html
+    """
+    ((type_, value),) = attribute.items()
+    if type_ == "S":
+        return len(value.encode())
+    if type_ == "N":
+        return min(21, len(value) // 2 + 3)
+    if type_ == "B":
+        return len(value) * 3 // 4
+    if type_ == "M":
+        return 3 + sum(1 + len(name.encode()) + attribute_bytes(part) for name, part in value.items())
+    if type_ == "L":
+        return 3 + sum(1 + attribute_bytes(part) for part in value)
+    return 1
+
+
+def fits_number(text: str) -> bool:
+    """Whether DynamoDB's Number holds this number exactly: 38 digits, 1E-130 to 9.9…E+125."""
+    if _NUMBER.fullmatch(text) is None:
+        return False
+    if len(text) <= NUMBER_DIGITS_MAX and "e" not in text and "E" not in text:
+        return True
+    number = Decimal(text)
+    if not number:
+        return True
+    digits = "".join(map(str, number.as_tuple().digits)).strip("0")
+    return len(digits) <= NUMBER_DIGITS_MAX and number.adjusted() in NUMBER_EXPONENTS
+
+
+def _number(text: str) -> Attribute:
+    return {"N": text} if fits_number(text) else {"S": text}
+
+
+def _number_or_other(value: Value) -> Attribute:
+    """A database may give a column values of other types than its own: SQLite does. Each keeps the type that it has."""
+    if isinstance(value, bool):
+        return {"BOOL": value}
+    if isinstance(value, int):
+        return {"N": str(value)}
+    if isinstance(value, float):
+        return _number(repr(value))
+    assert value is not None, "NULL is not an attribute's value"
+    return _number(value)
+
+
+def _text_or_other(value: Value) -> Attribute:
+    return {"S": value} if isinstance(value, str) else _number_or_other(value)
+
+
+def _binary_or_other(value: Value) -> Attribute:
+    return {"B": value} if isinstance(value, str) else _number_or_other(value)
+
+
+def _json_or_other(value: Value) -> Attribute:
+    if not isinstance(value, str):
+        return _number_or_other(value)
+    try:
+        return _structure(json.loads(value, parse_int=_Digits, parse_float=_Digits, parse_constant=_no_constant), 0)
+    except (ValueError, RecursionError):
+        return {"S": value}  # not JSON, or deeper or otherwise than DynamoDB takes
+
+
+class _Digits(str):
+    """A number in JSON, digit by digit."""
+
+    __slots__ = ()
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _structure(value: Any, depth: int) -> Attribute:
+    if isinstance(value, _Digits):
+        return _number(str(value))
+    if isinstance(value, str):
+        return {"S": value}
+    if value is None:
+        return _NULL
+    if isinstance(value, bool):
+        return {"BOOL": value}
+    if depth >= NESTING_MAX:
+        raise ValueError("nested too deeply")
+    if isinstance(value, list):
+        return {"L": [_structure(part, depth + 1) for part in value]}
+    if "" in value:
+        raise ValueError("a member without a name")
+    return {"M": {name: _structure(part, depth + 1) for name, part in value.items()}}
+
+
+_ENCODERS: Final[dict[Kind, Callable[[Value], Attribute]]] = {
+    Kind.BOOL: _text_or_other,
+    Kind.INT: _number_or_other,
+    Kind.DECIMAL: _number_or_other,
+    Kind.FLOAT: _number_or_other,
+    Kind.BYTES: _binary_or_other,
+    Kind.JSON: _json_or_other,
+}
+
+
+def _key_attribute(attribute: KeyAttribute, value: Value, bytes_max: int) -> Attribute:
+    encoded: Attribute
+    if attribute.type == "S":
+        encoded = {"S": str(value).lower()} if isinstance(value, bool) else _text_or_other(value)
+    elif attribute.type == "B":
+        encoded = _binary_or_other(value)
+    else:
+        encoded = _number_or_other(value)
+    content = encoded.get(attribute.type)
+    if content is None:
+        raise Rejected(f"its key {attribute.name} is not of the type {attribute.type}, as which the table has it")
+    if content == "":
+        raise Rejected(f"its key {attribute.name} is empty, which DynamoDB does not take")
+    if len(content) > bytes_max // 4 and attribute_bytes(encoded) > bytes_max:
+        raise Rejected(f"its key {attribute.name} has more than the {bytes_max:,} bytes that DynamoDB takes")
+    return encoded
+
+
+def _value(attribute: Attribute, kind: Kind) -> Value:
+    ((type_, value),) = attribute.items()
+    if type_ == "N":
+        return _numeric(value, kind)
+    if type_ in ("S", "B", "BOOL"):
+        if kind is Kind.JSON:
+            return _json_text(attribute)
+        if kind is Kind.BOOL and value in ("true", "false"):
+            return bool(value == "true")
+        return value  # type: ignore[no-any-return]  # what DynamoDB answers has no types
+    return None if type_ == "NULL" and kind is not Kind.JSON else _json_text(attribute)
+
+
+def _numeric(text: str, kind: Kind) -> Value:
+    number = Decimal(text)
+    plain = _plain(number)
+    if kind is Kind.FLOAT:
+        return float(text)
+    if kind is Kind.DECIMAL or number != number.to_integral_value():
+        return plain
+    return int(plain) if abs(number) <= _EXACT_INT else plain
+
+
+def _plain(number: Decimal) -> str:
+    """Without exponent, trailing zeros, or a sign on zero: as DynamoDB gives numbers back."""
+    text = format(number, "f")
+    if "." in text:
+        text = text.rstrip("0").rstrip(".")
+    return "0" if text in ("-0", "") else text
+
+
+def _json_text(attribute: Attribute) -> str:
+    ((type_, value),) = attribute.items()
+    if type_ == "M":
+        members = (f"{_quoted(name)}:{_json_text(value[name])}" for name in sorted(value))
+        return "{" + ",".join(members) + "}"
+    if type_ == "L":
+        return "[" + ",".join(map(_json_text, value)) + "]"
+    if type_ == "N":
+        return _plain(Decimal(value))
+    if type_ == "NULL":
+        return "null"
+    return _quoted(value)
+
+
+def _quoted(value: object) -> str:
+    return orjson.dumps(value).decode()

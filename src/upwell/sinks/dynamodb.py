@@ -1,0 +1,401 @@
+"""Events into DynamoDB tables: one guarded write per key, many at a time.
+
+Every write is conditional on not being older than what the item holds, so that duplicates, replays and requests that
+land late are harmless. BatchWriteItem takes no condition and PartiQL has no upsert (docs/dynamodb.md): one call per
+item it is, and speed comes from many connections.
+"""
+
+from __future__ import annotations
+
+import binascii
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, Literal, NamedTuple
+
+import orjson
+
+from upwell.aws import JsonService
+from upwell.aws_errors import ResourceMissing, ServiceRefusal
+from upwell.dynamodb_tables import ensure_table, no_such_table, table_findings
+from upwell.errors import ConfigError, OperatorError, Rejected, TransientError, UpwellError
+from upwell.items import (
+    DELETED,
+    SOURCE_TABLE,
+    TTL,
+    VERSION,
+    Item,
+    ItemForm,
+    KeyTemplates,
+    Nulls,
+    check_size,
+    table_names,
+)
+from upwell.model import DELETE, ChangeEvent, Finding, LaneItem, Rejection, TableSchema, Value, Version
+from upwell.ports import Clock, Parcel
+
+PARCEL_ITEMS_MAX: Final = 256
+PARCEL_BYTES_MAX: Final = 1024 * 1024  # a parcel may exceed it by one event
+CALL_PARCELS_MAX: Final = 64
+CALL_BYTES_MAX: Final = 4 * 1024 * 1024
+# A tombstone outlives the requests that were under way when it was written, and weeks without a publisher.
+TOMBSTONE_S: Final = 30 * 86_400
+
+Deletes = Literal["tombstone", "remove"]
+
+_NOT_OLDER = "attribute_not_exists(#v) OR #v <= :v"
+_STALE = "ConditionalCheckFailedException"
+
+
+class _Write(NamedTuple):
+    """A request that is still to be acknowledged."""
+
+    action: str
+    body: bytes
+    events: tuple[ChangeEvent, ...]
+
+
+class _Change:
+    """What a key's events of one parcel come to."""
+
+    __slots__ = ("events", "form", "item", "kind", "removes")
+
+    def __init__(
+        self, kind: Literal["put", "change", "delete"], form: ItemForm, events: tuple[ChangeEvent, ...], item: Item
+    ) -> None:
+        self.kind = kind
+        self.form = form
+        self.events = events  # in order; more than one where partial rows were laid over another
+        self.item = item  # the key alone for a delete; without the key for a change of some attributes
+        self.removes: set[str] = set()
+
+
+class DynamoDbSink:
+    """A Sink with an item per row."""
+
+    parcels_max = CALL_PARCELS_MAX
+    call_bytes_max = CALL_BYTES_MAX
+    carries_markers = False
+
+    def __init__(
+        self,
+        service: JsonService,
+        clock: Clock,
+        *,
+        table_prefix: str,
+        templates: Mapping[str, KeyTemplates] | None = None,
+        nulls: Nulls = "absent",
+        deletes: Deletes = "tombstone",
+        create_tables: bool = True,
+    ) -> None:
+        """`templates`: source table → how it lies in a table of single-table design; others get tables of their own."""
+        self._service = service
+        self._clock = clock
+        self._prefix = table_prefix
+        self._templates = dict(templates or {})
+        self._nulls: Nulls = nulls
+        self._deletes: Deletes = deletes
+        self._create_tables = create_tables
+        self._schemas: dict[str, TableSchema] = {}  # source table → the newest whole schema
+        self._names: dict[str, str] = {}  # source table → DynamoDB table
+        self._ready: set[str] = set()  # DynamoDB tables
+        self._forms: dict[str, tuple[ItemForm, bytes]] = {}  # schema hash → form and a PutItem's beginning
+        self._sweeps: dict[tuple[str, Version], tuple[Item | None, int]] = {}  # where a sweep was cut short
+
+    def form(self, schema: TableSchema) -> ItemForm:
+        """How the schema's rows become items. Its table must have been given to `prepare`."""
+        return self._prepared(schema)[0]
+
+    def prepare(self, schemas: Sequence[TableSchema]) -> None:
+        """See ports.Sink: every table is there, with its key, or is made."""
+        known = self._schemas | {schema.table: schema for schema in schemas}
+        names = self._resolve(known)
+        for schema in schemas:
+            form = self._prepared(schema)[0]
+            if names[schema.table] not in self._ready:
+                ensure_table(
+                    self._service,
+                    self._clock,
+                    form.table,
+                    form.key_attributes,
+                    create=self._create_tables,
+                    ttl_attribute=TTL if self._deletes == "tombstone" else None,
+                )
+                self._ready.add(form.table)
+
+    def findings(self, schemas: Sequence[TableSchema]) -> Iterator[Finding]:
+        """What `doctor` says about the tables; changes nothing."""
+        self._resolve({schema.table: schema for schema in schemas})
+        forms = {form.table: form for form in map(self.form, schemas)}
+        for table, form in forms.items():
+            yield from table_findings(
+                self._service,
+                table,
+                form.key_attributes,
+                create=self._create_tables,
+                ttl_attribute=TTL if self._deletes == "tombstone" else None,
+            )
+
+    def _resolve(self, known: dict[str, TableSchema]) -> dict[str, str]:
+        """source table → DynamoDB table. Raises ConfigError or OperatorError where tables would get mixed up."""
+        own = [schema for table, schema in known.items() if table not in self._templates]
+        names = table_names(own, self._prefix)
+        names |= {table: self._templates[table].table for table in known if table in self._templates}
+        for table, name in self._names.items():
+            if names[table] != name:
+                raise OperatorError(
+                    f"With another table of this name, {table} would move from the DynamoDB table {name} to "
+                    f"{names[table]}.",
+                    code="UW-DD-006",
+                    remedy=f"Give the new one a name of its own: tables: {{TABLE: {{to: NAME}}}}, not {name}.",
+                )
+        self._schemas, self._names = known, names
+        for table, name in names.items():
+            self._check_shared(table, [other for other, its in names.items() if its == name and other != table])
+        return names
+
+    def _check_shared(self, table: str, others: Sequence[str]) -> None:
+        form = self.form(self._schemas[table])
+        for other in others:
+            if not form.disjoint(self.form(self._schemas[other])):
+                raise ConfigError(
+                    f"Items of {table} and {other} could get the same key in the DynamoDB table {form.table}.",
+                    code="UW-DD-005",
+                    remedy="Let partition_key or sort_key of each begin with a text of its own, such as ORDER# and "
+                    "CUSTOMER#; both need a sort_key, or none.",
+                )
+
+    def _prepared(self, schema: TableSchema) -> tuple[ItemForm, bytes]:
+        prepared = self._forms.get(schema.hash)
+        if prepared is None:
+            table = self._names[schema.table]
+            form = ItemForm(schema, table, self._templates.get(schema.table), self._nulls)
+            start = orjson.dumps(
+                {
+                    "TableName": table,
+                    "ConditionExpression": _NOT_OLDER,
+                    "ExpressionAttributeNames": {"#v": VERSION},
+                }
+            )
+            prepared = self._forms[schema.hash] = (form, start[:-1] + b',"ExpressionAttributeValues":{":v":{"B":"')
+        return prepared
+
+    def pack(self, lane: int, term: int, seq: int, after: tuple[int, int] | None, items: Sequence[LaneItem]) -> Parcel:
+        """See ports.Sink. Of a key's events only what they come to is written: the writes are independent."""
+        changes: dict[tuple[str, bytes], _Change] = {}
+        parcel = Parcel(lane, term, seq, after, taken=0)
+        for item in items[:PARCEL_ITEMS_MAX]:
+            if parcel.size > PARCEL_BYTES_MAX:
+                break
+            parcel.taken += 1
+            if not isinstance(item, ChangeEvent):  # resyncs end by a sweep here
+                continue
+            identity = item.schema.table, item.key
+            try:
+                changes[identity] = self._fold(changes.get(identity), item)
+            except _Skip:
+                continue
+            except Rejected as error:
+                parcel.rejected.append(_rejection(item, error.message))
+            else:
+                parcel.size += 300 + len(item.row or item.key)
+        if changes:
+            parcel.body = [self._write(change) for change in changes.values()]
+        return parcel
+
+    def _fold(self, before: _Change | None, event: ChangeEvent) -> _Change:
+        form = self._prepared(event.schema)[0]
+        values = event.values()
+        if event.operation == DELETE:
+            return _Change("delete", form, (event,), form.key(values))
+        if not event.schema.partial:
+            return _Change("put", form, (event,), form.item(values, len(event.row or b"")))
+        sets, removes = form.changes(values)
+        if before is None:
+            change = _Change("change", form, (event,), sets)
+            change.removes.update(removes)
+            return change
+        if before.kind == "delete":
+            raise _Skip  # a row that is not there has nothing to be changed
+        merged = _Change(before.kind, before.form, (*before.events, event), {**before.item, **sets})
+        merged.removes = (before.removes - sets.keys()) | set(removes)
+        for name in removes:
+            merged.item.pop(name, None)
+        if merged.kind == "put":
+            check_size(merged.item)
+        return merged
+
+    def _write(self, change: _Change) -> _Write:
+        event, form = change.events[-1], change.form
+        version = binascii.b2a_base64(event.version, newline=False)
+        if change.kind == "change":
+            return _Write("UpdateItem", self._update(change, version.decode()), change.events)
+        start = self._prepared(form.schema)[1]
+        if change.kind == "delete" and self._deletes == "remove":
+            return _Write(
+                "DeleteItem", start + version + b'"}},"Key":' + orjson.dumps(change.item) + b"}", change.events
+            )
+        item = change.item
+        if change.kind == "delete":
+            item[DELETED] = {"BOOL": True}
+            item[TTL] = {"N": str(int(self._clock.now()) + TOMBSTONE_S)}
+        item[VERSION] = {"B": version.decode()}
+        if form.shared:
+            item[SOURCE_TABLE] = {"S": event.schema.table}
+        return _Write("PutItem", start + version + b'"}},"Item":' + orjson.dumps(item) + b"}", change.events)
+
+    def _update(self, change: _Change, version: str) -> bytes:
+        """An UpdateItem that changes some attributes of an item that is there and no tombstone."""
+        form, event = change.form, change.events[-1]
+        row = event.values()
+        names = {"#v": VERSION, "#d": DELETED}
+        values: dict[str, Any] = {":v": {"B": version}}
+        sets = ["#v = :v"]
+        for number, (name, attribute) in enumerate(change.item.items()):
+            names[f"#s{number}"] = name
+            values[f":s{number}"] = attribute
+            sets.append(f"#s{number} = :s{number}")
+        removes = sorted(change.removes)
+        names |= {f"#r{number}": name for number, name in enumerate(removes)}
+        expression = "SET " + ", ".join(sets)
+        if removes:
+            expression += " REMOVE " + ", ".join(f"#r{number}" for number in range(len(removes)))
+        return orjson.dumps(
+            {
+                "TableName": form.table,
+                "Key": form.key([row[index] for index in event.schema.key_indexes]),
+                "UpdateExpression": expression,
+                "ConditionExpression": "attribute_exists(#v) AND #v <= :v AND attribute_not_exists(#d)",
+                "ExpressionAttributeNames": names,
+                "ExpressionAttributeValues": values,
+            }
+        )
+
+    def send(self, parcels: Sequence[Parcel]) -> Sequence[TransientError | None]:
+        """See ports.Sink. A parcel's body shrinks to the writes that were not acknowledged."""
+        by_action: defaultdict[str, list[tuple[int, _Write]]] = defaultdict(list)
+        for number, parcel in enumerate(parcels):
+            for write in parcel.body or ():
+                by_action[write.action].append((number, write))
+        remaining: list[list[_Write]] = [[] for _ in parcels]
+        errors: list[TransientError | None] = [None] * len(parcels)
+        acknowledged = 0
+        for action, writes in by_action.items():
+            answers = self._service.call_many(action, [write.body for _, write in writes])
+            for (number, write), answer in zip(writes, answers, strict=True):
+                error = self._outcome(parcels[number], write, answer)
+                if error is None:
+                    acknowledged += 1
+                    continue
+                remaining[number].append(write)
+                if errors[number] is None or error.throttled:
+                    errors[number] = error
+        for parcel, left in zip(parcels, remaining, strict=True):
+            if parcel.body is not None:
+                parcel.body = left
+        failure = next((error for error in errors if error is not None), None)
+        if failure is not None and not acknowledged and not failure.throttled:
+            raise failure  # nothing got through: it is the service or the way to it, not a lane
+        return errors
+
+    def _outcome(self, parcel: Parcel, write: _Write, answer: dict[str, Any] | UpwellError) -> TransientError | None:
+        if not isinstance(answer, UpwellError):
+            return None
+        if isinstance(answer, TransientError):
+            return answer
+        if isinstance(answer, ServiceRefusal):
+            # A condition that fails says that the item holds something newer: all is well.
+            if answer.reason != _STALE:
+                parcel.rejected.extend(_rejection(event, answer.message) for event in write.events)
+            return None
+        if isinstance(answer, ResourceMissing):
+            form = self._prepared(write.events[-1].schema)[0]
+            raise no_such_table(form.table, self._service.region, form.key_attributes) from answer
+        raise answer
+
+    def sweep(self, schema: TableSchema, before: Version) -> int:
+        """See ports.Sink. Called again after an error it goes on where it was."""
+        start, swept = self._sweeps.get((schema.table, before), (None, 0))
+        form, _ = self._prepared(schema)
+        bound = binascii.b2a_base64(before, newline=False).decode()
+        for page, following in self._scan(form, start, bound):
+            swept += self._bury(form, page, bound)
+            self._sweeps[schema.table, before] = following, swept
+        self._sweeps.pop((schema.table, before), None)
+        return swept
+
+    def _bury(self, form: ItemForm, keys: Sequence[Item], bound: str) -> int:
+        """Tombstones, or nothing, in place of items that are still older than the bound."""
+        common = {
+            "TableName": form.table,
+            "ConditionExpression": "#v < :v",
+            "ExpressionAttributeNames": {"#v": VERSION},
+            "ExpressionAttributeValues": {":v": {"B": bound}},
+        }
+        if self._deletes == "remove":
+            action, requests = "DeleteItem", [{**common, "Key": key} for key in keys]
+        else:
+            ours: Item = {
+                VERSION: {"B": bound},
+                DELETED: {"BOOL": True},
+                TTL: {"N": str(int(self._clock.now()) + TOMBSTONE_S)},
+                **({SOURCE_TABLE: {"S": form.schema.table}} if form.shared else {}),
+            }
+            action, requests = "PutItem", [{**common, "Item": key | ours} for key in keys]
+        buried = 0
+        for answer in self._service.call_many(action, requests):
+            if not isinstance(answer, UpwellError):
+                buried += 1
+            elif not (isinstance(answer, ServiceRefusal) and answer.reason == _STALE):
+                raise answer
+        return buried
+
+    def _scan(
+        self, form: ItemForm, start: Item | None, older_than: str | None
+    ) -> Iterator[tuple[list[Item], Item | None]]:
+        """Pages of the source table's items, less tombstones; with where the next page starts.
+
+        `older_than`: a version in base64; then only the keys of what is older.
+        """
+        names = {"#d": DELETED}
+        values: dict[str, Any] = {}
+        conditions = ["attribute_not_exists(#d)"]
+        request: dict[str, Any] = {"TableName": form.table, "ExpressionAttributeNames": names}
+        if form.shared:
+            names["#t"], values[":t"] = SOURCE_TABLE, {"S": form.schema.table}
+            conditions.append("#t = :t")
+        if older_than is not None:
+            names["#v"], values[":v"] = VERSION, {"B": older_than}
+            conditions.append("#v < :v")
+            keys = {f"#k{number}": attribute.name for number, attribute in enumerate(form.key_attributes)}
+            names |= keys
+            request["ProjectionExpression"] = ", ".join(keys)
+        else:
+            request["ConsistentRead"] = True
+        if values:
+            request["ExpressionAttributeValues"] = values
+        request["FilterExpression"] = " AND ".join(conditions)
+        while True:
+            answer = self._service.call("Scan", request if start is None else {**request, "ExclusiveStartKey": start})
+            start = answer.get("LastEvaluatedKey")
+            yield answer["Items"], start
+            if start is None:
+                return
+
+    def rows(self, schema: TableSchema) -> Iterator[list[Value]]:
+        """All rows that the target has, in no order, in the form of `ItemForm.canonical`; for `verify`."""
+        form, _ = self._prepared(schema)
+        for page, _ in self._scan(form, None, None):
+            for item in page:
+                yield form.values(item)
+
+    def close(self) -> None:
+        """Free connections; never raises."""
+        self._service.close()
+
+
+class _Skip(Exception):
+    """The event changes nothing."""
+
+
+def _rejection(event: ChangeEvent, reason: str) -> Rejection:
+    return Rejection(table=event.schema.table, key=event.key.decode(), reason=reason, event=event)
