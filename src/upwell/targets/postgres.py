@@ -20,7 +20,7 @@ from upwell.errors import OperatorError, Rejected, UniqueConflict, UpwellError
 from upwell.model import DeadLetter, TableName, TableSchema, Value
 from upwell.ports import LaneState, Request, ResyncState
 from upwell.targets import postgres_own as own
-from upwell.targets.postgres_session import Pool, Session, ident
+from upwell.targets.postgres_session import STATEMENT_TIMEOUT_S, Pool, Session, ident
 from upwell.targets.postgres_tables import (
     TargetTable,
     Writer,
@@ -35,6 +35,8 @@ SWEEP_TIMEOUT_S: Final = 3600
 STAGES_MAX: Final = 100  # temporary tables of a connection; each costs a little at every commit
 _BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED; SET CONSTRAINTS ALL IMMEDIATE; SAVEPOINT upwell"
 _KEPT: Final = "; RELEASE SAVEPOINT upwell; SAVEPOINT upwell"
+_LONG: Final = f"SET LOCAL statement_timeout TO '{SWEEP_TIMEOUT_S}s'"
+_USUAL: Final = f"SET LOCAL statement_timeout TO '{STATEMENT_TIMEOUT_S}s'"
 _UNDO: Final = "ROLLBACK TO SAVEPOINT upwell"
 
 
@@ -173,9 +175,9 @@ class PostgresTransaction:
             " SET resync = EXCLUDED.resync, active = EXCLUDED.active, closed = EXCLUDED.closed",
             [pipeline, table, state.resync, state.active, sorted(state.closed)],
         )
-        self._session.query(
-            "DELETE FROM upwell.note WHERE source_table = %s AND resync < %s",
-            [self._source_table(pipeline, table), state.resync],
+        number = self._source_table(pipeline, table)
+        self._session.run(
+            f"{_LONG}; DELETE FROM upwell.note WHERE source_table = {number} AND resync < {state.resync}; {_USUAL}"
         )
 
     # ---- tables ----
@@ -244,10 +246,35 @@ class PostgresTransaction:
         if not rows:
             return
         writer = self._writer(schema)
-        statement = writer.update if schema.partial else writer.upsert
         with self._undone_if_refused():
             self._fill(writer, rows)
-            self._session.run(statement + _KEPT)
+            if schema.partial:
+                waiting = self._session.run(f"{writer.update}; {writer.any_evicted}")
+                self._session.run((writer.restore if waiting else "SELECT") + _KEPT)
+            else:
+                waiting = self._session.run(f"{writer.upsert}{_KEPT}; {writer.any_evicted}")
+        if waiting:
+            self._bring_back(writer)
+
+    def replace(self, schema: TableSchema, rows: Sequence[Sequence[Value]]) -> None:
+        """As the port says; a row that made way comes back by itself as soon as nothing keeps it out.
+
+        That matters where the other row was the older one: its lane lags, and no change of the row that made way is
+        still to come. When all lanes have caught up, nothing is left evicted, since the source had no conflict.
+        """
+        if not rows:
+            return
+        writer = self._writer(schema)
+        table = read_table(self._session, writer.table.name)  # a unique index may have been made since
+        assert table is not None
+        key = set(schema.key)
+        others = [index for index in table.uniques if set(index.columns) != key and not index.exclusion]
+        script = [*writer.park, *map(writer.make_way, others), writer.unpark]
+        with self._undone_if_refused():
+            self._fill(writer, rows)
+            waiting = self._session.run(f"{'; '.join(script)}{_KEPT}; {writer.any_evicted}")
+        if waiting:
+            self._bring_back(writer)
 
     def delete(self, schema: TableSchema, keys: Sequence[Sequence[Value]]) -> None:
         if not keys:
@@ -255,7 +282,52 @@ class PostgresTransaction:
         writer = self._writer(schema)
         with self._undone_if_refused():
             self._fill_keys(writer, keys)
-            self._session.run(writer.delete + _KEPT)
+            waiting = self._session.run(f"{writer.delete}{_KEPT}; {writer.any_evicted}")
+        if waiting:
+            self._session.run(writer.forget_evicted(writer.key_stage) + _KEPT)
+            self._bring_back(writer)
+
+    def _bring_back(self, writer: Writer) -> None:
+        """What the table refuses of them is no fault of the rows that were just written: they go on waiting."""
+        try:
+            self._session.run("; ".join(writer.bring_back) + _KEPT)
+        except Rejected:
+            self._session.run(_UNDO)
+
+    def note(self, pipeline: str, schema: TableSchema, resync: int, keys: Sequence[Sequence[Value]]) -> None:
+        """A key that the target's types can't hold is in no row of it: it needs no note."""
+        if not keys:
+            return
+        writer = self._writer(schema)
+        statement = writer.note(self._source_table(pipeline, schema.table), resync)
+        try:
+            with self._undone_if_refused():
+                self._fill_keys(writer, keys)
+                self._session.run(statement + _KEPT)
+        except Rejected:
+            if len(keys) > 1:
+                middle = len(keys) // 2
+                self.note(pipeline, schema, resync, keys[:middle])
+                self.note(pipeline, schema, resync, keys[middle:])
+
+    def sweep(self, pipeline: str, schema: TableSchema, resync: int) -> int:
+        writer = self._writer(schema)
+        number = self._source_table(pipeline, schema.table)
+        self._session.run(_LONG)
+        try:
+            swept = self._session.run("; ".join(writer.sweep(number, resync)))[0][0]
+        except Rejected as error:
+            raise OperatorError(
+                f"Rows of {writer.table.name} that the source no longer has can't be removed: {error.message}",
+                code="UW-PT-037",
+                remedy="Drop the constraint: the target gets each row's changes in order, not each transaction's.",
+            ) from error
+        self._session.run(
+            f"DELETE FROM upwell.note WHERE source_table = {number} AND resync <= {resync}{_KEPT}; {_USUAL}"
+        )
+        if self._session.run(writer.any_evicted):
+            self._bring_back(writer)
+        return int(swept)
 
     @contextmanager
     def _undone_if_refused(self) -> Iterator[None]:

@@ -86,6 +86,29 @@ class TargetTable:
         """Its name as a literal: what upwell.evicted calls it."""
         return literal(str(self.name))
 
+    @cached_property
+    def written(self) -> list[TargetColumn]:
+        """The columns that can be written."""
+        return [column for column in self.columns.values() if not column.generated]
+
+    def as_text(self, alias: str, names: Iterable[str]) -> str:
+        """SQL: a jsonb object of these columns' text forms."""
+        names = list(names)
+        labels = ", ".join(map(literal, names))
+        texts = ", ".join(f"{alias}.{ident(name)}::text" for name in names)
+        return f"jsonb_object(ARRAY[{labels}]::text[], ARRAY[{texts}]::text[])"
+
+    def from_text(self) -> str:
+        """SQL: the written columns from such an object, `e.row`; a column that it lacks gets its default."""
+        values = []
+        for column in self.written:
+            name = literal(column.name)
+            value = f"(e.row ->> {name})::{column.type}"
+            if column.default is not None:
+                value = f"CASE WHEN e.row ? {name} THEN {value} ELSE {column.default} END"
+            values.append(f"{value} AS {ident(column.name)}")
+        return ", ".join(values)
+
     def key_index(self, key: Sequence[str]) -> UniqueIndex | None:
         """The unique index over just these columns, which ON CONFLICT can use."""
         for index in self.uniques:
@@ -256,6 +279,127 @@ class Writer:
             f"CASE WHEN length({text}) <= {NOTED_LENGTH_MAX} THEN {text}"
             f" ELSE encode(sha256(convert_to({text}, 'UTF8')), 'hex') END"
         )
+
+    # ---- rows that make way ----
+
+    @cached_property
+    def any_evicted(self) -> str:
+        """The question that follows each write: is there a row that waits to come back?"""
+        return f"SELECT 1 FROM upwell.evicted WHERE target = {self.table.label} LIMIT 1"
+
+    def forget_evicted(self, stage: str) -> str:
+        return (
+            f"DELETE FROM upwell.evicted AS e USING {self._stage(stage)} AS s"
+            f" WHERE e.target = {self.table.label} AND e.key = {self.key_text('s')}"
+        )
+
+    @cached_property
+    def restore(self) -> str:
+        """Of a partial schema: rows that were evicted come back as they were, with the new values."""
+        return (
+            f"{self._insert_evicted} FROM (SELECT old.row || {self.table.as_text('s', self._names)} AS row"
+            f" FROM {self._stage(self.row_stage)} AS s JOIN upwell.evicted AS old"
+            f" ON old.target = {self.table.label} AND old.key = {self.key_text('s')}) AS e"
+            f" WHERE NOT EXISTS (SELECT FROM {self.table.sql} AS t WHERE {self._evicted_key})"
+        )
+
+    @cached_property
+    def bring_back(self) -> list[str]:
+        """Evicted rows whose key has come anew are history; those that nothing keeps out any more come back."""
+        return [
+            f"DELETE FROM upwell.evicted AS e USING {self.table.sql} AS t"
+            f" WHERE e.target = {self.table.label} AND {self._evicted_key}",
+            self._bring_back("true"),
+        ]
+
+    @cached_property
+    def park(self) -> list[str]:
+        """All rows of the stage, complete with what the table or an eviction has of them, become evicted ones."""
+        t, label, stage = self.table.sql, self.table.label, self._stage(self.row_stage)
+        before = (
+            f"coalesce(CASE WHEN t.ctid IS NOT NULL THEN"
+            f" {self.table.as_text('t', (column.name for column in self.table.written))} END, old.row)"
+        )
+        known = f"WHERE {before} IS NOT NULL" if self.schema.partial else ""
+        return [
+            f"INSERT INTO upwell.evicted AS e SELECT {label}, {self.key_text('s')},"
+            f" coalesce({before}, '{{}}') || {self.table.as_text('s', self._names)} FROM {stage} AS s"
+            f" LEFT JOIN {t} AS t ON {self._same_key('t', 's')}"
+            f" LEFT JOIN upwell.evicted AS old ON old.target = {label} AND old.key = {self.key_text('s')} {known}"
+            f" ON CONFLICT (target, key) DO UPDATE SET row = EXCLUDED.row",
+            self._delete(self.row_stage),
+        ]
+
+    def make_way(self, index: UniqueIndex) -> str:
+        """Rows that hold what parked rows of the stage want become evicted ones."""
+        names = [f"upwell_{number}" for number in range(len(index.expressions))]
+        wanted = ", ".join(f"{sql} AS {name}" for sql, name in zip(index.expressions, names, strict=True))
+        equal = "IS NOT DISTINCT FROM" if index.nulls_equal else "="
+        holds = " AND ".join(f"({sql}) {equal} n.{name}" for sql, name in zip(index.expressions, names, strict=True))
+        predicate = f"({index.predicate})" if index.predicate else "true"
+        return (
+            f"WITH gone AS (DELETE FROM {self.table.sql} AS t"
+            f" USING (SELECT {wanted} FROM ({self._parked}) AS i WHERE {predicate}) AS n"
+            f" WHERE {holds} AND {predicate} RETURNING {self.key_text('t')} AS key,"
+            f" {self.table.as_text('t', (column.name for column in self.table.written))} AS row)"
+            f" INSERT INTO upwell.evicted AS e SELECT {self.table.label}, key, row FROM gone"
+            f" ON CONFLICT (target, key) DO UPDATE SET row = EXCLUDED.row"
+        )
+
+    @property
+    def _parked(self) -> str:
+        """The parked rows of the stage with the table's types, generated columns included."""
+        rows = f"SELECT {self.table.from_text()} FROM upwell.evicted AS e WHERE {self._of_stage}"
+        generated = "".join(f", {c.default} AS {ident(c.name)}" for c in self.table.columns.values() if c.generated)
+        return f"SELECT j.*{generated} FROM ({rows}) AS j"
+
+    @cached_property
+    def unpark(self) -> str:
+        """What was parked goes into the table."""
+        return self._bring_back(self._of_stage)
+
+    @property
+    def _of_stage(self) -> str:
+        keys = f"SELECT {self.key_text('s')} FROM {self._stage(self.row_stage)} AS s"
+        return f"e.target = {self.table.label} AND e.key IN ({keys})"
+
+    def _bring_back(self, which: str) -> str:
+        # Without a conflict target, DO NOTHING heeds every unique index and waits for concurrent transactions.
+        return (
+            f"WITH back AS ({self._insert_evicted} FROM upwell.evicted AS e WHERE e.target = {self.table.label}"
+            f" AND {which} ORDER BY e.key ON CONFLICT DO NOTHING RETURNING {self.key_text(self.table.sql)} AS key)"
+            f" DELETE FROM upwell.evicted AS e USING back WHERE e.target = {self.table.label} AND e.key = back.key"
+        )
+
+    @property
+    def _insert_evicted(self) -> str:
+        columns = ", ".join(ident(column.name) for column in self.table.written)
+        return f"INSERT INTO {self.table.sql} ({columns}) OVERRIDING SYSTEM VALUE SELECT {self.table.from_text()}"
+
+    @property
+    def _evicted_key(self) -> str:
+        return " AND ".join(
+            f"t.{ident(name)} = (e.row ->> {literal(name)})::{self.table.columns[name].type}"
+            for name in self.schema.key
+        )
+
+    # ---- resyncs ----
+
+    def note(self, source_table: int, resync: int) -> str:
+        return (
+            f"INSERT INTO upwell.note SELECT {source_table}, {resync}, {self.key_text('s')}"
+            f" FROM {self._stage(self.key_stage)} AS s ON CONFLICT DO NOTHING"
+        )
+
+    def sweep(self, source_table: int, resync: int) -> list[str]:
+        """The last statement's row says how many went."""
+        noted = f"SELECT FROM upwell.note AS n WHERE n.source_table = {source_table} AND n.resync = {resync}"
+        return [
+            f"DELETE FROM upwell.evicted AS e WHERE e.target = {self.table.label}"
+            f" AND NOT EXISTS ({noted} AND n.key = e.key)",
+            f"WITH gone AS (DELETE FROM {self.table.sql} AS t"
+            f" WHERE NOT EXISTS ({noted} AND n.key = {self.key_text('t')}) RETURNING 1) SELECT count(*) FROM gone",
+        ]
 
     def _stage(self, stage: str) -> str:
         return f"pg_temp.{ident(stage)}"
