@@ -146,7 +146,7 @@ class SqliteSource:
                 return None
             reader = next((r for r in self._readers.values() if r.table.schema.table == schema.table), None)
             if reader is None:
-                raise OperatorError(f"Table {schema.table} is gone or no longer configured.", code="UW-SL-006")
+                return None  # it is gone, perhaps only while it is being rebuilt
             newest = _newest_id(connection)
             rows = _fetch(connection, *reader.chunk_query(cursor, limit))
         keyed, rejected = reader.encode_chunk(rows)
@@ -272,11 +272,16 @@ class SqliteSource:
     def _schema_changed(self, connection: sqlite3.Connection) -> bool:
         return bool(connection.execute("PRAGMA schema_version").fetchone()[0] != self._schema_version)
 
-    def _load_catalog(self, connection: sqlite3.Connection) -> None:
-        """Read the tables' schemas anew. Raises OperatorError for a table that can't be read."""
+    def _load_catalog(self, connection: sqlite3.Connection, *, running: bool = False) -> None:
+        """Read the tables' schemas anew. Raises OperatorError for a table that can't be read.
+
+        While running, that is so only for one that could be read before: a table may be gone for a moment while it
+        is rebuilt, and a new one that can't be read does not stop the others.
+        """
         tables, unusable = read_catalog(connection, self._selections)
-        if unusable:
-            raise unusable[0].error
+        for table in unusable:
+            if not running or (table.exists and table.name in self._published):
+                raise table.error
         known = {name: reader.table for name, reader in self._readers.items()}
         self._readers = {
             table.name: self._readers[table.name] if known.get(table.name) == table else TableReader(table)
@@ -293,7 +298,7 @@ class SqliteSource:
             connection = self._connected()
             connection.execute("BEGIN IMMEDIATE")
             try:
-                self._load_catalog(connection)
+                self._load_catalog(connection, running=True)
                 for statement in track_statements(connection, self._tables()):
                     connection.execute(statement)
                 self._schema_version = connection.execute("PRAGMA schema_version").fetchone()[0]
@@ -310,7 +315,7 @@ class SqliteSource:
         with self._reading() as connection:
             if not is_tracked(connection):
                 raise _not_tracked(self._path)
-            self._load_catalog(connection)
+            self._load_catalog(connection, running=True)
         self._mend_triggers()
         with self._reading() as connection:
             generations = _generations(connection)
@@ -382,11 +387,7 @@ class SqliteSource:
         except OSError as error:
             if self._inode is not None:
                 raise TransientError(f"The database file {self._path} can't be reached.", code="UW-SL-001") from error
-            raise OperatorError(
-                f"There is no database file {self._path}, or it can't be reached.",
-                code="UW-SL-001",
-                remedy="Correct `source.url`: sqlite:///relative/path.db or sqlite:////absolute/path.db.",
-            ) from error
+            raise _no_file(self._path) from error
         inode = (status.st_dev, status.st_ino)
         if self._open is None or inode != self._inode:
             self.close()
@@ -423,6 +424,8 @@ def connect(path: str) -> sqlite3.Connection:
             code="UW-SL-007",
             remedy="Use a Python build with a newer SQLite library.",
         )
+    if not Path(path).is_file():
+        raise _no_file(path)
     return sqlite3.connect(
         Path(path).absolute().as_uri() + "?mode=rw",
         uri=True,
@@ -455,6 +458,14 @@ def translated(error: sqlite3.Error, path: str) -> UpwellError | sqlite3.Error:
                 remedy="Give this user the right to write the file and its folder.",
             )
     return error
+
+
+def _no_file(path: str) -> OperatorError:
+    return OperatorError(
+        f"There is no database file {path}, or it can't be reached.",
+        code="UW-SL-001",
+        remedy="Correct `source.url`: sqlite:///relative/path.db or sqlite:////absolute/path.db.",
+    )
 
 
 def _not_tracked(path: str) -> OperatorError:

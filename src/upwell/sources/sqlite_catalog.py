@@ -95,6 +95,7 @@ class Unusable:
 
     name: str
     error: OperatorError
+    exists: bool = True
 
 
 def quoted(name: str) -> str:
@@ -122,7 +123,7 @@ def read_catalog(
         except OperatorError as error:
             unusable.append(Unusable(name, error))
     missing = [s.pattern for s in selections if s not in found and not _has_wildcard(s.pattern)]
-    unusable += [Unusable(pattern.name, _not_found(pattern)) for pattern in missing]
+    unusable += [Unusable(pattern.name, _not_found(pattern), exists=False) for pattern in missing]
     return tables, unusable
 
 
