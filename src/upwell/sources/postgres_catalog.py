@@ -91,13 +91,23 @@ class Catalog:
         """150004 for 15.4."""
         return self._connection.info.server_version
 
+    @property
+    def publishes_roots(self) -> bool:
+        """Whether a partitioned table can be published, under its own name."""
+        return self.server_version >= PARTITION_ROOTS
+
+    def wants(self, name: TableName, column: str) -> bool:
+        """Whether the configuration selects the column."""
+        selection = self.selection(name)
+        return selection is not None and _is_selected(selection, column)
+
     def selected(self) -> list[CatalogTable]:
         """The tables that the configuration names, in the order of their names."""
         return [table for table in self.all_tables() if self.selection(table.name) is not None]
 
     def all_tables(self) -> list[CatalogTable]:
         """Every table that could be read; partitions only where their root can't be published."""
-        partitions = "" if self.server_version < PARTITION_ROOTS else "AND NOT c.relispartition"
+        partitions = "AND NOT c.relispartition" if self.publishes_roots else ""
         return self._tables(f"{_USER_TABLES} {partitions}", [])
 
     def table(self, oid: int) -> CatalogTable | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from upwell.errors import OperatorError, TransientError
+from upwell.errors import OperatorError
 from upwell.sources.postgres_catalog import PARTITION_ROOTS, Catalog, CatalogTable, check_key, has_wildcard, matches
 from upwell.sources.postgres_place import Slot
 from upwell.sources.postgres_session import quote_literal
@@ -20,6 +20,14 @@ def check_requirements(sql: psycopg.Connection[tuple[Any, ...]], catalog: Catalo
     """Raises OperatorError, with the remedy, for the first thing that stands in the way."""
     check_wal_level(sql)
     check_publication(sql, catalog, publication)
+    check_named_tables(catalog)
+    for table in catalog.selected():
+        explicit = any(not has_wildcard(s.pattern) and matches(s.pattern, table.name) for s in catalog.selections)
+        check_table(table, publication, explicit=explicit, server_version=catalog.server_version)
+
+
+def check_named_tables(catalog: Catalog) -> None:
+    """Raises OperatorError where the configuration names a table that is not there."""
     tables = catalog.selected()
     for selection in catalog.selections:
         if not has_wildcard(selection.pattern) and not any(matches(selection.pattern, t.name) for t in tables):
@@ -28,9 +36,6 @@ def check_requirements(sql: psycopg.Connection[tuple[Any, ...]], catalog: Catalo
                 code="UW-PG-044",
                 remedy="Check its name under tables in the configuration. Partitions: name the partitioned table.",
             )
-    for table in tables:
-        explicit = any(not has_wildcard(s.pattern) and matches(s.pattern, table.name) for s in catalog.selections)
-        check_table(table, publication, explicit=explicit, server_version=catalog.server_version)
 
 
 def check_wal_level(sql: psycopg.Connection[tuple[Any, ...]]) -> None:
@@ -59,7 +64,7 @@ def check_publication(sql: psycopg.Connection[tuple[Any, ...]], catalog: Catalog
             code="UW-PG-032",
             remedy=f"ALTER PUBLICATION \"{publication}\" SET (publish = 'insert, update, delete, truncate');",
         )
-    if catalog.server_version >= PARTITION_ROOTS and not found["pubviaroot"]:
+    if catalog.publishes_roots and not found["pubviaroot"]:
         raise OperatorError(
             f"The publication {publication} names partitions instead of their tables.",
             code="UW-PG-032",
@@ -114,17 +119,9 @@ def find_slot(sql: psycopg.Connection[tuple[Any, ...]], name: str) -> Slot | Non
 
 def create_slot(sql: psycopg.Connection[tuple[Any, ...]], name: str) -> None:
     """A slot for this database. Waits for the transactions in progress, up to SLOT_WAIT_S."""
-    import psycopg
-
     sql.execute(f"SET statement_timeout = '{SLOT_WAIT_S}s'".encode())
     try:
         sql.execute(create_slot_sql(name, sql.info.server_version).encode())
-    except psycopg.errors.QueryCanceled as error:
-        raise TransientError(
-            "Creating the replication slot waits for transactions that have been in progress for over a minute.",
-            code="UW-PG-014",
-            remedy="End them; see: SELECT pid, xact_start, query FROM pg_stat_activity ORDER BY xact_start;",
-        ) from error
     finally:
         if not sql.closed:
             sql.execute("SET statement_timeout = 0")

@@ -51,8 +51,10 @@ def connect(url: str) -> psycopg.Connection[tuple[Any, ...]]:
     """An ordinary connection on which each statement is a transaction of its own. Raises UpwellError."""
     import psycopg
 
-    with translated(url):
+    try:
         return psycopg.connect(_conninfo(url), autocommit=True)
+    except psycopg.Error as error:
+        raise refused(str(error), url) from error
 
 
 def _conninfo(url: str, **more: str) -> str:
@@ -160,9 +162,7 @@ class ReplicationConnection:
         state = result.error_field(pq.DiagnosticField.SQLSTATE)
         text = result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY)
         if state is None:  # libpq itself: the connection broke
-            return TransientError(
-                f"The replication connection broke: {one_line(result.get_error_message())}.", code="UW-PG-010"
-            )
+            return broken(result.get_error_message())
         return meaning(state.decode(), (text or b"").decode(errors="replace"), self._url)
 
 
@@ -177,7 +177,7 @@ def translated(url: str) -> Iterator[None]:
         if error.sqlstate is not None:
             raise meaning(error.sqlstate, error.diag.message_primary or "", url) from error
         if isinstance(error, psycopg.OperationalError):
-            raise refused(str(error), url) from error
+            raise broken(str(error)) from error
         raise
 
 
@@ -194,6 +194,12 @@ def meaning(sqlstate: str, text: str, url: str) -> UpwellError:
         )
     if sqlstate == "42704" and "publication" in text:
         return OperatorError(f"The source refuses to stream: {text}.", code="UW-PG-032", remedy="Run: upwell track")
+    if sqlstate in ("57014", "55P03"):
+        return TransientError(
+            f"The source made us wait for too long: {text}.",
+            code="UW-PG-014",
+            remedy="See what is in progress: SELECT pid, xact_start, query FROM pg_stat_activity ORDER BY xact_start;",
+        )
     if sqlstate == "55006":
         return TransientError(f"The replication slot is in use by another session: {text}.", code="UW-PG-011")
     if sqlstate in ("53400", "53300") and "replication slots" in text:
@@ -215,6 +221,11 @@ def meaning(sqlstate: str, text: str, url: str) -> UpwellError:
 
 # Classes and codes of errors that will be the same the next time, see "PostgreSQL Error Codes".
 _LASTING: Final = frozenset({"22", "23", "42", "0A", "25006"})
+
+
+def broken(text: str) -> UpwellError:
+    """A connection that was there is no more."""
+    return TransientError(f"The connection to the source broke: {one_line(text)}.", code="UW-PG-010")
 
 
 def refused(text: str, url: str) -> UpwellError:
@@ -249,7 +260,7 @@ _REFUSALS: Final = (
         "Allow it in pg_hba.conf, and for replication: ALTER ROLE our_role REPLICATION;",
     ),
     (
-        r"certificate|SSL error|root\.crt",
+        r"certificate|root\.crt",
         "UW-PG-005",
         "The TLS certificate of PostgreSQL at {where} is not trusted: {text}.",
         "Add sslrootcert=/path/of/the/ca.pem to source.url.",
