@@ -136,6 +136,11 @@ class SqliteSource:
             if not self._wait_for_change(seen, deadline):
                 return Window(events=[], position=after, commit=place.id)
 
+    def head(self) -> int:
+        """See `Source`: the newest id of the log."""
+        with self._reading() as connection:
+            return _newest_id(connection)
+
     def start_chunks(self) -> None:
         """See `Source`: nothing to do, since a chunk is read later than everything delivered before."""
 

@@ -153,7 +153,7 @@ def _log_size(connection: sqlite3.Connection) -> Finding:
     if entries <= LOG_ENTRIES_WARN:
         return Finding("pass", "UW-SL-016", f"The change log holds {entries} entries.")
     sentence = f"The change log holds {entries} entries, which nobody has confirmed: it grows until a publisher runs."
-    return Finding("warn", "UW-SL-016", sentence, "Run `upwell publish`; where none is to run any more, drop the triggers and tables named _upwell_…")
+    return Finding("warn", "UW-SL-016", sentence, "Run `upwell publish`, or drop what is named _upwell_…")
 
 
 def _usable(connection: sqlite3.Connection, selections: Sequence[TableSelection]) -> list[Table]:
