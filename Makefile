@@ -73,7 +73,7 @@ lock: ## renew requirements/*.txt: the newest versions that pyproject.toml allow
 	@test -x .venv-lock/bin/uv || { "$(PYTHON)" -m venv .venv-lock && .venv-lock/bin/python -m pip --quiet install uv; }
 	@$(COMPILE) pyproject.toml --extra postgres --extra sqlite -o requirements/runtime.txt
 	@$(COMPILE) pyproject.toml --extra demo --group dev -o requirements/dev.txt
-	@$(COMPILE) requirements/demo-aws.in -o requirements/demo-aws.txt
+	@$(COMPILE) requirements/demo-aws.in -o src/upwell/app/demo/aws-requirements.txt
 
 clean: ## remove everything that make made
 	@rm -rf .venv .venv-* .lab build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
