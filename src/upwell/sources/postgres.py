@@ -14,7 +14,7 @@ from upwell.ports import Clock
 from upwell.sources.pgoutput import Decoder, Relation, Table, Values, format_lsn
 from upwell.sources.postgres_catalog import Catalog
 from upwell.sources.postgres_chunks import RowReader, begin, moment, read_cursor, write_cursor
-from upwell.sources.postgres_place import Place, Server, why_lost
+from upwell.sources.postgres_place import Place, Server, Slot, why_lost
 from upwell.sources.postgres_requirements import check_requirements, create_slot, drop_slot, find_slot
 from upwell.sources.postgres_session import ReplicationConnection, connect, quote_ident, translated
 
@@ -27,6 +27,7 @@ CONFIRM_S: Final = 1.0  # how long a confirmed position may wait to be told to t
 TICK_S: Final = 0.001  # while changes keep coming: waking up for each one costs both sides more
 HOT_S: Final = 0.1
 MESSAGES_PER_LOOK: Final = 1024  # how many messages between two looks at the clock
+RELEASE_S: Final = 10.0  # how long the server may take to notice that a connection was closed
 VISIBLE_S: Final = 30.0  # how long a commit may wait for a synchronous standby before we try again later
 RATE_S: Final = 600.0  # over how long the log's growth is measured
 
@@ -47,6 +48,7 @@ class PostgresSource:
         self._sql: psycopg.Connection[tuple[Any, ...]] | None = None
         self._catalog: Catalog | None = None
         self._stream: ReplicationConnection | None = None
+        self._last_pid = 0  # of the server's process that last read the slot for us
         self._decoder: Decoder | None = None
         self._place: Place | None = None
         self._position = Position("")  # of the window returned last
@@ -57,8 +59,8 @@ class PostgresSource:
         self._confirmed = 0
         self._fed_back_at = 0.0
         self._hot_until = 0.0
-        self._barrier: int | None = None
-        self._chunk_lsn = 0  # a chunk waits for the stream to come so far
+        self._barrier = 0  # chunks are to see all transactions with lower ids
+        self._awaited = 0  # where the caller waits for the stream to come: a chunk, the end of the log
         self._nudged = True
         self._growth: deque[tuple[float, int]] = deque()
 
@@ -68,7 +70,7 @@ class PostgresSource:
             published = [table for table in catalog.selected() if table.published is not None]
             schemas = [catalog.schema(table) for table in published]
             names = {schema.table for schema in schemas}
-            if self._barrier is not None and names - self._published:
+            if names - self._published:
                 # What was running when a table was added may have changed it unseen: chunks must contain that.
                 self._barrier = max(self._barrier, moment(sql).snapshot.xmax)
             self._published = names
@@ -81,8 +83,8 @@ class PostgresSource:
         self._known = {}
         self._unfinished = (0, 0)
         self._confirmed = 0
-        self._barrier = None
-        self._chunk_lsn, self._nudged = 0, True
+        self._barrier = 0
+        self._awaited, self._nudged = 0, True
         with self._session() as (sql, catalog):
             check_requirements(sql, catalog, self._publication)
             place = Place.parse(position) if position is not None else self._first_place(sql)
@@ -102,6 +104,13 @@ class PostgresSource:
             more = self._read(decoder, limit, wait_s)
             return self._window(decoder, more)
 
+    def head(self) -> int:
+        """See ports.Source."""
+        with self._session() as (sql, _):
+            lsn = moment(sql).lsn
+        self._await(lsn)
+        return lsn - 1
+
     def start_chunks(self) -> None:
         """See ports.Source: chunks wait until all that was running now has ended."""
         with self._session() as (sql, _):
@@ -109,7 +118,6 @@ class PostgresSource:
 
     def chunk(self, schema: TableSchema, cursor: Cursor | None, limit: int) -> Chunk | None:
         """See ports.Source. The chunk's schema is the table's as it is now."""
-        assert self._barrier is not None, "start_chunks comes first"
         with self._session() as (sql, catalog):
             name = TableName.parse(schema.table)
             lock = f"ONLY {quote_ident(name.schema)}.{quote_ident(name.name)}"
@@ -125,7 +133,7 @@ class PostgresSource:
             finally:
                 with suppress(Exception):  # what happened matters, not that the connection broke
                     sql.execute("ROLLBACK")
-            self._chunk_lsn, self._nudged = seen.lsn, False
+            self._await(seen.lsn)
             return Chunk(
                 current,
                 rows.rows,
@@ -205,7 +213,7 @@ class PostgresSource:
         """Connect and stream from the place. Raises PositionLost where the server hasn't all that follows."""
         self._close_stream()
         with self._session() as (sql, _), self._streaming():
-            slot = find_slot(sql, self._slot)
+            slot = self._free_slot(sql)
             stream = self._stream = ReplicationConnection(self._url)
             server = self._server(sql, stream)
             if place.slot != self._slot:
@@ -224,6 +232,17 @@ class PostgresSource:
         self._decoder = Decoder(
             self._epoch, place.lsn, self._table, self._fetch, known=self._known, returned=self._unfinished
         )
+
+    def _free_slot(self, sql: psycopg.Connection[tuple[Any, ...]]) -> Slot | None:
+        """The slot, once the server has noticed that our last connection is closed."""
+        deadline = self._clock.monotonic() + RELEASE_S
+        while True:
+            slot = find_slot(sql, self._slot)
+            if slot is None or slot.active_pid is None or slot.active_pid != self._last_pid:
+                return slot
+            if self._clock.monotonic() > deadline:
+                raise TransientError(f"The replication slot {self._slot} is not free yet.", code="UW-PG-011")
+            self._clock.sleep(0.01)
 
     def _server(self, sql: psycopg.Connection[tuple[Any, ...]], stream: ReplicationConnection) -> Server:
         """The server that answers now."""
@@ -248,7 +267,9 @@ class PostgresSource:
             if message is not None:
                 if feed(message):
                     self._feed_back(0)
-                if len(events) >= limit or taken.size >= WINDOW_BYTES_MAX:
+                full = len(events) >= limit or taken.size >= WINDOW_BYTES_MAX
+                # The row that fills the window may be the transaction's last: one more message tells.
+                if full and (decoder.transaction is None or len(events) > limit or taken.size > WINDOW_BYTES_MAX):
                     return True
                 messages += 1
                 if messages % MESSAGES_PER_LOOK or clock.monotonic() < deadline:
@@ -270,7 +291,7 @@ class PostgresSource:
         """Whether there is reason to return before the time is over."""
         taken = decoder.taken
         return bool(taken.events or taken.rejected or taken.resync or taken.schemas) or (
-            0 < self._chunk_lsn <= decoder.position
+            0 < self._awaited <= decoder.position
         )
 
     def _window(self, decoder: Decoder, more: bool) -> Window:
@@ -279,8 +300,8 @@ class PostgresSource:
             self._hot_until = self._clock.monotonic() + HOT_S
         complete = decoder.transaction is None
         self._unfinished = (0, 0) if decoder.transaction is None else (decoder.transaction.commit, decoder.ordinal)
-        if complete and decoder.position >= self._chunk_lsn:
-            self._chunk_lsn = 0
+        if complete and decoder.position >= self._awaited:
+            self._awaited = 0
         assert self._place is not None
         if decoder.position != self._place.lsn:
             self._place = replace(self._place, lsn=decoder.position)
@@ -303,12 +324,15 @@ class PostgresSource:
             self._stream.feedback(self._confirmed, self._clock.now())
             self._fed_back_at = now
 
+    def _await(self, lsn: int) -> None:
+        self._awaited, self._nudged = max(self._awaited, lsn), False
+
     def _nudge(self, decoder: Decoder) -> None:
-        """A chunk waits for the stream to pass it, on a server that may be idle: write something that passes it.
+        """The stream is awaited at a place of the log, on a server that may be idle: write something beyond it.
 
         A commit, even one of nothing, flushes the log, and the server tells how far it has come.
         """
-        if self._nudged or decoder.position >= self._chunk_lsn:
+        if self._nudged or decoder.position >= self._awaited:
             return
         self._nudged = True
         try:
@@ -385,6 +409,7 @@ class PostgresSource:
     def _close_stream(self) -> None:
         stream, self._stream, self._decoder = self._stream, None, None
         if stream is not None:
+            self._last_pid = stream.pid
             stream.close()
 
     def _close_sql(self) -> None:

@@ -91,6 +91,11 @@ class ReplicationConnection:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._pgconn.socket, selectors.EVENT_READ)
 
+    @property
+    def pid(self) -> int:
+        """Of the process that serves it."""
+        return self._pgconn.backend_pid
+
     def identify(self) -> tuple[str, int]:
         """The server's system identifier and its timeline."""
         ((system, timeline, *_),) = self._query("IDENTIFY_SYSTEM")

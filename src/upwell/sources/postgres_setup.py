@@ -37,8 +37,8 @@ _EVERYTHING: Final = TableSelection(TableName("*", "*"))
 
 
 @dataclass(frozen=True, slots=True)
-class InspectedTable:
-    """A table that `init` found."""
+class Inspected:
+    """A table of the database: its schema and about how many rows it has, or why it can't be published."""
 
     name: TableName
     schema: TableSchema | None  # None: it can't be replicated
@@ -46,19 +46,19 @@ class InspectedTable:
     problem: str = ""  # why it can't be, with the remedy
 
 
-def inspect(url: str) -> list[InspectedTable]:
+def inspect(url: str) -> list[Inspected]:
     """Every table of the database, by name. Raises UpwellError where it can't be looked into."""
     with closing(connect(url)) as sql, translated(url):
         catalog = Catalog(sql, [_EVERYTHING], "")
         return [_inspected(catalog, table) for table in catalog.all_tables()]
 
 
-def _inspected(catalog: Catalog, table: CatalogTable) -> InspectedTable:
+def _inspected(catalog: Catalog, table: CatalogTable) -> Inspected:
     try:
         check_table(table, "", explicit=False, server_version=catalog.server_version)
-        return InspectedTable(table.name, catalog.schema(table), table.rows)
+        return Inspected(table.name, catalog.schema(table), table.rows)
     except OperatorError as problem:
-        return InspectedTable(table.name, None, table.rows, str(problem))
+        return Inspected(table.name, None, table.rows, str(problem))
 
 
 def track_sql(url: str, *, tables: Sequence[TableSelection], slot: str, publication: str) -> list[str]:
