@@ -13,6 +13,11 @@ from pathlib import Path
 LOOPBACK = "127.0.0.1"
 _ROOT = Path(__file__).resolve().parents[1]
 
+_ANSWERS = {
+    b".PutRecords": b'{"FailedRecordCount":0,"Records":[]}',
+    b".DescribeStreamSummary": b'{"StreamDescriptionSummary":{"StreamStatus":"ACTIVE"}}',
+}
+
 
 class _Answers(asyncio.Protocol):
     def __init__(self) -> None:
@@ -31,7 +36,7 @@ class _Answers(asyncio.Protocol):
             length = int(head.partition(b"Content-Length: ")[2].partition(b"\r\n")[0])
             if len(self._received) < end + 4 + length:
                 return
-            body = b'{"FailedRecordCount":0,"Records":[]}' if b".PutRecords" in head else b"{}"
+            body = next((answer for action, answer in _ANSWERS.items() if action in head), b"{}")
             del self._received[: end + 4 + length]
             self._transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
 

@@ -410,11 +410,14 @@ class Publisher:
         )
 
     def _send_chunk(self, chunk: Chunk) -> None:
+        table = chunk.schema.table
+        if chunk.schema != self._sources[table]:
+            self._sources[table] = chunk.schema
+            self._adopt([chunk.schema])
         rows = rows_to_send(chunk, self._delivered)
-        if rows is None:
+        if rows is None or table in self._wanted:
             return
         self._delivered.forget_contained(chunk)
-        table = chunk.schema.table
         schema = self._mapping.schema(chunk.schema)
         progress = self._frontier.tables[table]
         version = pack_version(self._checkpoint.epoch, self._frontier.commit, HIGHEST_ORDINAL)
