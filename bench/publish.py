@@ -126,8 +126,9 @@ def read_plainly(database: str) -> int:
     until = int(high, 16) << 32 | int(low, 16)
     count = 0
     while True:
-        size, data = connection.get_copy_data(0)
+        size, received = connection.get_copy_data(0)
         assert size > 0
+        data = bytes(received)
         if data[:1] == b"k":
             if int.from_bytes(data[1:9], "big") >= until:
                 break

@@ -268,6 +268,8 @@ class Publisher:
             self._frontier = replace(self._frontier, commit=window.commit)
             return
         events = self._mapping.events(window.events)
+        for table, reason in self._mapping.take_resyncs():
+            self._want(table, reason)
         failpoint("publisher.mapped")
         if window.events:
             self._highest_commit = max(self._highest_commit, unpack_version(window.events[-1].version)[1])
