@@ -17,14 +17,16 @@ from typing import Any, Final, Literal
 import orjson
 
 from upwell.errors import OperatorError, Rejected, UniqueConflict, UpwellError
-from upwell.model import DeadLetter, TableName, TableSchema, Value
+from upwell.model import DeadLetter, Finding, TableName, TableSchema, Value
 from upwell.ports import LaneState, Request, ResyncState
+from upwell.targets import postgres_checkup as checkup
 from upwell.targets import postgres_own as own
 from upwell.targets.postgres_session import STATEMENT_TIMEOUT_S, Pool, Session, ident
 from upwell.targets.postgres_tables import (
     TargetTable,
     Writer,
     add_statement,
+    check_indexes,
     create_statements,
     read_table,
     target_name,
@@ -85,6 +87,87 @@ class PostgresTarget:
     def close(self) -> None:
         """Free connections; never raises."""
         self._pool.close()
+
+    # ---- the command line's part ----
+
+    def findings(self, schemas: Sequence[TableSchema]) -> list[Finding]:
+        """All that applying will need, and what may surprise; changes nothing."""
+        try:
+            with self._pool.session(first=True) as session:
+                return list(
+                    checkup.findings(
+                        session, schemas, create_tables=self._create_tables, schema_changes=self._schema_changes
+                    )
+                )
+        except UpwellError as error:
+            return [checkup.failure(error)]
+
+    def status(self, pipeline: str) -> dict[str, Any]:
+        """What the target knows of a pipeline; keys are documented in docs/operations.md."""
+        with self.session() as session:
+            lanes, newest = session.query(
+                "SELECT count(*), encode(max(version), 'hex') FROM upwell.watermark WHERE pipeline = %s", [pipeline]
+            )[0]
+            resyncs = session.query(
+                'SELECT "table", resync, active, cardinality(closed) FROM upwell.resync WHERE pipeline = %s'
+                ' ORDER BY "table"',
+                [pipeline],
+            )
+            letters = session.query(
+                'SELECT "table", count(*) FROM upwell.dead_letter WHERE pipeline = %s GROUP BY "table"', [pipeline]
+            )
+            evicted = session.run("SELECT target, count(*) FROM upwell.evicted GROUP BY target")
+        return {
+            "lanes": lanes,
+            "newest_version": newest,
+            "resyncs": {
+                table: {"resync": resync, "active": active, "lanes_closed": closed}
+                for table, resync, active, closed in resyncs
+            },
+            "dead_letters": dict(letters),
+            "evicted": dict(evicted),  # by the target's table: rows that wait for another's unique value to be free
+            "repairs_pending": len(self.pending_repairs(pipeline)),
+        }
+
+    def dead_letters(self, pipeline: str) -> list[DeadLetter]:
+        """All that are kept, the oldest first, without their payloads."""
+        with self.session() as session:
+            rows = session.query(
+                "SELECT id, \"table\", key, version, reason, time, ''::bytea FROM upwell.dead_letter"
+                " WHERE pipeline = %s ORDER BY id",
+                [pipeline],
+            )
+        return [DeadLetter(*row) for row in rows]
+
+    def dead_letter(self, id_: int) -> DeadLetter | None:
+        """One of them, with its payload; None where there is none of that id."""
+        with self.session() as session:
+            rows = session.query(
+                'SELECT id, "table", key, version, reason, time, payload FROM upwell.dead_letter WHERE id = %s', [id_]
+            )
+        return DeadLetter(*rows[0]) if rows else None
+
+    def drop_dead_letter(self, id_: int) -> bool:
+        """Forget one; whether there was one."""
+        with self.session() as session:
+            return bool(session.query("DELETE FROM upwell.dead_letter WHERE id = %s RETURNING id", [id_]))
+
+    def pending_repairs(self, pipeline: str) -> list[Request]:
+        """What was asked and not yet handed to the control channel."""
+        with self.session() as session:
+            rows = session.query(
+                'SELECT id, "table", reason FROM upwell.repair_request WHERE pipeline = %s AND NOT handed_over'
+                " ORDER BY id",
+                [pipeline],
+            )
+        return [Request(*row) for row in rows]
+
+    def repair_handed_over(self, pipeline: str, id_: str) -> None:
+        """The control channel has it."""
+        with self.session() as session:
+            session.query(
+                "UPDATE upwell.repair_request SET handed_over = true WHERE pipeline = %s AND id = %s", [pipeline, id_]
+            )
 
 
 def _ready(session: Session) -> None:
@@ -197,7 +280,7 @@ class PostgresTransaction:
         missing = [i for i, column in enumerate(schema.columns) if column.name not in table.columns]
         if missing:
             table = self._widened(schema, name, missing)
-        _check_indexes(schema, table)
+        check_indexes(schema, table)
         writer = Writer(schema, table)
         self._learn(schema.hash, writer)
         return writer
@@ -371,7 +454,7 @@ class PostgresTransaction:
             texts = [_storable(text) for text in (letter.table, letter.key, letter.version, letter.reason, letter.time)]
             self._session.query(
                 'INSERT INTO upwell.dead_letter (pipeline, "table", key, version, reason, time, payload, identity)'
-                " VALUES (%s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (identity) DO NOTHING",
+                " VALUES (%s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (identity) DO UPDATE SET reason = EXCLUDED.reason",
                 [pipeline, *texts, letter.payload, identity],
             )
 
@@ -409,24 +492,6 @@ class PostgresTransaction:
                 number = int(rows[0][0])
                 self._learn(key, number)
         return number
-
-
-def _check_indexes(schema: TableSchema, table: TargetTable) -> None:
-    """Raises OperatorError where rows of the schema can't be upserted safely."""
-    for index in table.uniques:
-        if index.deferrable:
-            raise OperatorError(
-                f"{table.name} in the target has a deferrable constraint ({index.name}), which can't decide conflicts.",
-                code="UW-PT-036",
-                remedy=f"ALTER TABLE {table.sql} DROP CONSTRAINT {ident(index.name)}; add it anew, NOT DEFERRABLE.",
-            )
-    if table.key_index(schema.key) is None:
-        columns = ", ".join(map(ident, schema.key))
-        raise OperatorError(
-            f"{table.name} in the target has no unique index on its key ({', '.join(schema.key)}).",
-            code="UW-PT-035",
-            remedy=f"CREATE UNIQUE INDEX ON {table.sql} ({columns});",
-        )
 
 
 def _writes_into(cached: Any, name: TableName) -> bool:

@@ -44,11 +44,11 @@ CREATE TABLE upwell.shard (stream text, shard text, sequence text, PRIMARY KEY (
 
 def install(session: Session) -> None:
     """Create what is missing; raises OperatorError where the role may not, or a newer upwell was here."""
-    if _installed(session):
+    if installed(session):
         return
     try:
         session.run(f"BEGIN; SELECT pg_advisory_xact_lock({_LOCK}, 0)")
-        if not _installed(session):
+        if not installed(session):
             session.run(f"{_TABLES}; INSERT INTO upwell.version VALUES ({VERSION})")
         session.run("COMMIT")
     except OperatorError as error:
@@ -63,7 +63,8 @@ def install(session: Session) -> None:
         raise
 
 
-def _installed(session: Session) -> bool:
+def installed(session: Session) -> bool:
+    """Whether our tables are there; raises OperatorError where they can't be read or are too new."""
     exists = (
         "SELECT 1 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
         " WHERE n.nspname = 'upwell' AND c.relname = 'version'"
@@ -83,6 +84,14 @@ def _installed(session: Session) -> bool:
             remedy="Install the newer upwell here too.",
         )
     return version is not None
+
+
+def readable(session: Session) -> bool:
+    """Whether our tables are there and may be read; raises nothing but what the environment does."""
+    try:
+        return installed(session)
+    except OperatorError:
+        return False
 
 
 def rights(user: str) -> str:

@@ -83,6 +83,7 @@ class Session:
             self._connection: psycopg.Connection[Any] = psycopg.connect(autocommit=True, **settings)
         except psycopg.Error as error:
             raise _connect_error(error, first=first) from error
+        self.user = self._connection.info.user  # the role that is connected
         self.cache: dict[Any, Any] = {}  # what was learned of tables in the database; belongs to this connection
         self.moved = False
         try:
@@ -97,14 +98,15 @@ class Session:
         return self.moved or bool(self._connection.closed)
 
     @property
-    def user(self) -> str:
-        """The role that is connected."""
-        return self._connection.info.user
-
-    @property
     def encrypted(self) -> bool:
         """Whether TLS protects the connection."""
         return bool(self._connection.pgconn.ssl_in_use)
+
+    @property
+    def local(self) -> bool:
+        """Whether the server is on this machine."""
+        address = self._connection.info.hostaddr
+        return not address or address == "::1" or address.startswith("127.")
 
     @property
     def server_version(self) -> int:
@@ -145,13 +147,9 @@ class Session:
             self._connection.close()
 
     def _translated(self, error: psycopg.Error) -> Exception:
-        translated, moved = translate(error, lost=bool(self._connection.closed), user=self.user_or_empty())
+        translated, moved = translate(error, lost=bool(self._connection.closed), user=self.user)
         self.moved = self.moved or moved
         return translated
-
-    def user_or_empty(self) -> str:
-        """The role, as far as a lost connection still tells."""
-        return "" if self._connection.closed else self.user
 
 
 def translate(error: psycopg.Error, *, lost: bool, user: str) -> tuple[Exception, bool]:

@@ -81,6 +81,11 @@ class TargetTable:
     def sql(self) -> str:
         return ident(*self.name)
 
+    @property
+    def quoted(self) -> str:
+        """Its quoted name as a literal, for functions that take one."""
+        return literal(self.sql)
+
     @cached_property
     def label(self) -> str:
         """Its name as a literal: what upwell.evicted calls it."""
@@ -173,6 +178,24 @@ ORDER BY i.indisprimary DESC, x.relname
 """
 
 
+def check_indexes(schema: TableSchema, table: TargetTable) -> None:
+    """Raises OperatorError where rows of the schema can't be upserted safely."""
+    for index in table.uniques:
+        if index.deferrable:
+            raise OperatorError(
+                f"{table.name} in the target has a deferrable constraint ({index.name}), which can't decide conflicts.",
+                code="UW-PT-036",
+                remedy=f"ALTER TABLE {table.sql} DROP CONSTRAINT {ident(index.name)}; add it anew, NOT DEFERRABLE.",
+            )
+    if table.key_index(schema.key) is None:
+        columns = ", ".join(map(ident, schema.key))
+        raise OperatorError(
+            f"{table.name} in the target has no unique index on its key ({', '.join(schema.key)}).",
+            code="UW-PT-035",
+            remedy=f"CREATE UNIQUE INDEX ON {table.sql} ({columns});",
+        )
+
+
 def create_statements(session: Session, schema: TableSchema, name: TableName) -> list[str]:
     """CREATE SCHEMA (where it is not public) and CREATE TABLE, ready to be run or to be shown to a person."""
     columns = [
@@ -242,7 +265,16 @@ class Writer:
         names = self._values if self._key_is_exact else self._names
         if not names:
             return "DO NOTHING"
-        return "DO UPDATE SET " + ", ".join(f"{ident(name)} = EXCLUDED.{ident(name)}" for name in names)
+        changes = ", ".join(f"{ident(name)} = EXCLUDED.{ident(name)}" for name in names)
+        # A resync finds most rows as they are: not to write them again keeps the table from doubling in size. `*<>`
+        # compares what is stored, bit by bit, so that 1.0 and 1.00 differ and types without `=` compare too.
+        return (
+            f"DO UPDATE SET {changes} WHERE {self._image(self.table.sql, names)} *<> {self._image('EXCLUDED', names)}"
+        )
+
+    @staticmethod
+    def _image(alias: str, names: Iterable[str]) -> str:
+        return f"ROW({', '.join(f'{alias}.{ident(name)}' for name in names)})::record"
 
     @property
     def _key_is_exact(self) -> bool:
