@@ -1,0 +1,24 @@
+"""Databases for pipelines."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from lab.parts import PostgresServer
+
+
+@pytest.fixture
+def new_database(postgres_cluster: PostgresServer) -> Iterator[Callable[[], str]]:
+    """Makes an empty database and returns its URL; afterwards it goes with its sessions and replication slots."""
+    names: list[str] = []
+
+    def create() -> str:
+        names.append(f"acceptance_{uuid.uuid4().hex[:12]}")
+        return postgres_cluster.create_database(names[-1])
+
+    yield create
+    for name in names:
+        postgres_cluster.drop_database(name)

@@ -1,0 +1,310 @@
+"""Pipelines of real processes: `upwell publish` and `upwell subscribe` as a user starts them, to be killed at will."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import psycopg
+
+from lab.parts import ACCESS_KEY_ID, REGION, SECRET_ACCESS_KEY
+from tests.acceptance.compare import (
+    DynamoDbRows,
+    PostgresRows,
+    Rows,
+    SqliteRows,
+    await_equal,
+    differences,
+    kinesis_client,
+    shown,
+)
+from tests.acceptance.workload import KEYS, Workload
+
+Role = Literal["publish", "subscribe"]
+
+UPWELL = Path(sys.executable).with_name("upwell")
+# A busy machine may take long; what hangs is seen all the same.
+COMMAND_S = 90.0
+EQUAL_S = 60.0
+# The promise for SIGTERM.
+STOP_S = 10.0
+_LOG_TAIL_BYTES = 3_000
+_LOGS_SHOWN = 6
+
+
+class Program:
+    """One run of a command that goes on until it is told to stop."""
+
+    def __init__(self, arguments: Sequence[str], log: Path, environ: dict[str, str]) -> None:
+        self.log = log
+        self.started_at = time.monotonic()
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                [UPWELL, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=environ,
+                cwd=log.parent,
+            )
+
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def send(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """As a power cut would. It must have been running: one that ended by itself is a failure."""
+        code = self._process.poll()
+        assert code is None, f"{self.log.name} had ended by itself with {code}"
+        self._process.kill()
+        self._process.wait(COMMAND_S)
+
+    def wait(self, within_s: float) -> int:
+        """The exit code; negative: the signal that ended it."""
+        try:
+            return self._process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"{self.log.name} was still running after {within_s:.0f} s") from None
+
+    def stop(self) -> None:
+        """SIGTERM: it must end with 0 in time."""
+        self.send(signal.SIGTERM)
+        code = self.wait(STOP_S)
+        assert code == 0, f"{self.log.name} ended with {code} when it was told to stop"
+
+    def discard(self) -> None:
+        """The end of a test, however it went."""
+        if self.running:
+            self._process.kill()
+            self._process.wait(COMMAND_S)
+
+
+@dataclass
+class Pipeline:
+    """A configured pipeline with a source of its own and a destination of its own."""
+
+    folder: Path
+    name: str
+    configuration: dict[str, Any]
+    source: Rows
+    target: Rows
+    source_url: str  # for the workload: postgresql://… or a path
+    target_url: str = ""  # of a PostgreSQL target
+    environ: dict[str, str] = field(default_factory=dict)
+    programs: list[Program] = field(default_factory=list)
+    workloads: list[Workload] = field(default_factory=list)
+
+    def workload(self, seed: int) -> Workload:
+        """One more writer, with keys of its own."""
+        self.workloads.append(Workload(self.source_url, seed, len(self.workloads)))
+        return self.workloads[-1]
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "upwell.yaml"
+
+    @property
+    def state_file(self) -> Path:
+        return self.folder / "upwell-state.db"
+
+    @property
+    def subscribed(self) -> bool:
+        """Whether a subscriber belongs to it."""
+        return "subscriber" in self.configuration
+
+    def write_configuration(self) -> None:
+        self.file.write_text(json.dumps(self.configuration, indent=1))  # JSON is YAML
+
+    def start(self, role: Role, *options: str, failpoint: str = "") -> Program:
+        """A service, or with `--once` a run that ends by itself. `failpoint`: where it is to be killed."""
+        environ = {**os.environ, **self.environ}
+        if failpoint:
+            environ["UPWELL_FAILPOINT"] = failpoint
+        log = self.folder / f"{len(self.programs):02}-{role}.log"
+        program = Program([role, "-c", str(self.file), *options], log, environ)
+        self.programs.append(program)
+        return program
+
+    def once(self, role: Role, within_s: float = COMMAND_S) -> None:
+        """`upwell publish --once` or `upwell subscribe --once`, which must succeed."""
+        program = self.start(role, "--once")
+        code = program.wait(within_s)
+        assert code == 0, f"upwell {role} --once ended with {code}"
+
+    def run(self, *arguments: str) -> str:
+        """Another command, which must succeed; its standard output."""
+        done = subprocess.run(
+            [UPWELL, *arguments, "-c", str(self.file)],
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_S,
+            env={**os.environ, **self.environ},
+            cwd=self.folder,
+            check=False,
+        )
+        assert done.returncode == 0, f"upwell {' '.join(arguments)} ended with {done.returncode}:\n{done.stderr}"
+        return done.stdout
+
+    def once_through(self) -> None:
+        """Everything committed by now goes the whole way, and nothing runs afterwards."""
+        self.once("publish")
+        if self.subscribed:
+            self.once("subscribe")
+
+    def assert_equal(self) -> None:
+        """Now, without waiting."""
+        found = differences(self.source, self.target)
+        assert not found, f"{len(found)} rows are wrong:\n{shown(found)}"
+
+    def await_equal(self, within_s: float = EQUAL_S) -> None:
+        """While the programs run, which none of them may leave off."""
+        running = [program for program in self.programs if program.running]
+
+        def check() -> None:
+            ended = [program.log.name for program in running if not program.running]
+            assert not ended, f"ended while others waited for it: {', '.join(ended)}"
+
+        await_equal(self.source, self.target, within_s=within_s, check=check)
+
+    def dead_letters(self) -> list[str]:
+        """What was put aside on either side: table, key, reason."""
+        letters = []
+        if self.state_file.exists():
+            with closing(sqlite3.connect(self.state_file)) as state:
+                letters += state.execute("SELECT tbl, key, reason FROM dead_letter").fetchall()
+        if self.target_url:
+            with psycopg.connect(self.target_url) as target:
+                letters += target.execute('SELECT "table", key, reason FROM upwell.dead_letter').fetchall()
+        return [" ".join(letter) for letter in letters]
+
+    def assert_no_dead_letters(self) -> None:
+        letters = self.dead_letters()
+        assert not letters, f"{len(letters)} dead letters:\n{shown(letters)}"
+
+    def close(self) -> None:
+        for program in self.programs:
+            program.discard()
+        for workload in self.workloads:
+            workload.close()
+        self.source.close()
+        self.target.close()
+
+    def last_words(self) -> str:
+        """What the programs that ran last had to say."""
+        parts = []
+        for program in self.programs[-_LOGS_SHOWN:]:
+            words = program.log.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace").strip()
+            parts.append(f"--- {program.log.name}\n{words}")
+        return "\n".join(parts)
+
+
+@contextmanager
+def explained(pipeline: Pipeline, seed: int | None = None) -> Iterator[Pipeline]:
+    """A failure inside tells what the programs said; in the end they are gone."""
+    try:
+        yield pipeline
+    except BaseException as error:
+        if seed is not None:
+            error.add_note(f"seed {seed}")
+        error.add_note(pipeline.last_words())
+        raise
+    finally:
+        pipeline.close()
+
+
+def new_seed() -> int:
+    """Another one each time; UPWELL_TEST_SEED repeats a run as far as processes can repeat."""
+    given = os.environ.get("UPWELL_TEST_SEED")
+    return int(given) if given else random.SystemRandom().randrange(2**32)
+
+
+_KEYS_FOR_LOCAL_SERVERS = {
+    "AWS_ACCESS_KEY_ID": ACCESS_KEY_ID,
+    "AWS_SECRET_ACCESS_KEY": SECRET_ACCESS_KEY,
+    "AWS_DEFAULT_REGION": REGION,
+}
+
+
+def through_kinesis(
+    folder: Path, *, source_url: str, target_url: str, kinesis_endpoint: str, shards: int = 4, lanes: int = 64
+) -> Pipeline:
+    """Any source → a new Kinesis stream → PostgreSQL."""
+    name = f"acc-{uuid.uuid4().hex[:10]}"
+    create_stream(kinesis_endpoint, name, shards)
+    kinesis = {"stream": name, "region": REGION, "endpoint_url": kinesis_endpoint, "lanes": lanes}
+    configuration = {
+        "pipeline": name,
+        "source": {"url": _url(source_url), "poll_interval": "200ms"},
+        "destination": {"kinesis": kinesis},
+        "subscriber": {"target": target_url},
+        "tables": {table: {} for table in KEYS},
+    }
+    pipeline = Pipeline(
+        folder,
+        name,
+        configuration,
+        _rows(source_url),
+        PostgresRows(target_url),
+        source_url,
+        target_url,
+        environ=dict(_KEYS_FOR_LOCAL_SERVERS),
+    )
+    pipeline.write_configuration()
+    return pipeline
+
+
+def into_dynamodb(folder: Path, *, source_url: str, dynamodb_endpoint: str) -> Pipeline:
+    """Any source → DynamoDB tables with a prefix of their own."""
+    name = f"acc-{uuid.uuid4().hex[:10]}"
+    prefix = f"{name}-"
+    dynamodb = {"region": REGION, "endpoint_url": dynamodb_endpoint, "table_prefix": prefix}
+    configuration = {
+        "pipeline": name,
+        "source": {"url": _url(source_url), "poll_interval": "200ms"},
+        "destination": {"dynamodb": dynamodb},
+        "tables": {table: {} for table in KEYS},
+    }
+    pipeline = Pipeline(
+        folder,
+        name,
+        configuration,
+        _rows(source_url),
+        DynamoDbRows(dynamodb_endpoint, prefix),
+        source_url,
+        environ=dict(_KEYS_FOR_LOCAL_SERVERS),
+    )
+    pipeline.write_configuration()
+    return pipeline
+
+
+def _url(source: str) -> str:
+    return source if source.startswith("postgresql://") else f"sqlite:///{source}"
+
+
+def _rows(source: str) -> Rows:
+    return PostgresRows(source) if source.startswith("postgresql://") else SqliteRows(source)
+
+
+def create_stream(endpoint: str, name: str, shards: int) -> None:
+    client = kinesis_client(endpoint)
+    client.create_stream(StreamName=name, ShardCount=shards)
+    client.get_waiter("stream_exists").wait(StreamName=name, WaiterConfig={"Delay": 1})
