@@ -19,7 +19,8 @@ class Progress:
     schemas: Mapping[str, TableSchema]
     number: int = 0  # counts what was offered, in order
     events: int = 0  # events offered since the publisher started
-    time: str = ""  # when the source committed the newest of them, ISO 8601
+    time: str = ""  # when the source committed the newest change of them, ISO 8601
+    seen_at: float = 0.0  # all that was committed before this has been read; seconds since 1970
 
 
 def initial_tables(

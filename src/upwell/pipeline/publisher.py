@@ -99,6 +99,7 @@ class Publisher:
         self._chunk_number = 0  # the offer that held the last chunk: the next chunk waits until that is saved
         self._saved_number = 0
         self._unsaved: Progress | None = None  # acknowledged, not yet in the checkpoint
+        self._saved: Progress | None = None  # what was last put into the checkpoint
         self._complete = True  # the last window did not end inside a transaction
         self._highest_commit = 0  # of any event offered: a chunk stamped below it would look old
         self._wanted: dict[str, str] = {}  # table → why a resync is to begin
@@ -205,6 +206,16 @@ class Publisher:
         """The commit number that is reached when all that is committed at the source now has been published."""
         return self._source.head()
 
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """What is saved."""
+        return self._checkpoint
+
+    @property
+    def done(self) -> Progress | None:
+        """How far everything is durable and saved; None before anything was."""
+        return self._frontier if self.delivery.idle and self._unsaved is None else self._saved
+
     def reached(self, commit: int) -> bool:
         """Whether everything up to `commit`, and every snapshot, is durable at the destination and saved."""
         return self.caught_up and self._frontier.commit >= commit
@@ -264,6 +275,8 @@ class Publisher:
         if self._remembered:
             self._delivered.remember(window.events, self._remembered)
         self._complete = window.complete
+        if window.complete and not window.more:
+            self._frontier = replace(self._frontier, seen_at=self._clock.now())
         if not window.events and window.position == self._frontier.position and not window.schemas:
             self._frontier = replace(self._frontier, commit=window.commit)
             return
@@ -282,7 +295,7 @@ class Publisher:
             self._frontier,
             number=self._frontier.number + 1,
             events=self._frontier.events + len(items),
-            time=last.time if isinstance(last, ChangeEvent) else self._frontier.time,
+            time=last.time if isinstance(last, ChangeEvent) and last.was != "read" else self._frontier.time,
             **changed,
         )
         self.delivery.offer(items, self._frontier)
@@ -307,7 +320,7 @@ class Publisher:
         if done is None:
             return
         self._save(advanced(self._checkpoint, done, self.delivery.acknowledged()))
-        self._saved_number, self._unsaved = done.number, None
+        self._saved_number, self._unsaved, self._saved = done.number, None, done
         self._checkpoint_at = self._clock.monotonic() + self._settings.checkpoint_every_s
         failpoint("publisher.checkpoint.saved")
         self._source.confirm(done.position)
