@@ -12,10 +12,11 @@ from typing import Final
 # Every name, in the order in which an event passes them; a test kills at each.
 NAMES: Final = (
     "publisher.start.epoch_saved",
+    "publisher.requests.finished",
+    "publisher.start.position_taken",
     "publisher.read",
     "publisher.mapped",
     "publisher.offered",
-    "publisher.resync.begun",
     "publisher.chunk.read",
     "publisher.chunk.offered",
     "delivery.packed",
@@ -25,7 +26,6 @@ NAMES: Final = (
     "publisher.acknowledged",
     "publisher.checkpoint.saved",
     "publisher.confirmed",
-    "publisher.request.saved",
     "publisher.swept",
     "subscriber.fetched",
     "subscriber.decoded",

@@ -259,6 +259,7 @@ class TableProgress:
     rows: int = 0  # read by this snapshot so far
     estimate: int | None = None  # rows in the table, by the source's statistics
     reason: str = ""  # why the resync was started
+    wanted: str = ""  # why another one is to begin: saved with the position that made it necessary
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from upwell.model import Checkpoint, Position, TablePhase, TableProgress, TableSchema
 
@@ -23,15 +23,14 @@ class Progress:
     seen_at: float = 0.0  # all that was committed before this has been read; seconds since 1970
 
 
-def initial_tables(
-    wanted: Mapping[str, bool], known: Mapping[str, TableProgress]
-) -> tuple[dict[str, TableProgress], list[str]]:
-    """The tables of this run: those known go on as they were; the names of new ones whose rows are wanted.
+def initial_tables(wanted: Mapping[str, bool], known: Mapping[str, TableProgress]) -> dict[str, TableProgress]:
+    """The tables of this run: those known go on as they were, new ones want a snapshot.
 
     `wanted`: table → whether the rows that exist already are wanted (`snapshot`).
     """
-    tables = {name: known.get(name, TableProgress(TablePhase.STREAM)) for name in wanted}
-    return tables, [name for name, snapshot in wanted.items() if snapshot and name not in known]
+    new = TableProgress(TablePhase.STREAM, wanted="first snapshot")
+    tables = {name: known.get(name, new) for name in wanted}
+    return {name: table if wanted[name] else replace(table, wanted="") for name, table in tables.items()}
 
 
 def resync_reason(old: TableSchema, new: TableSchema) -> str | None:

@@ -31,6 +31,7 @@ from upwell.model import (
     Position,
     Rejection,
     TablePhase,
+    TableProgress,
     TableSchema,
     Window,
     pack_version,
@@ -102,7 +103,6 @@ class Publisher:
         self._saved: Progress | None = None  # what was last put into the checkpoint
         self._complete = True  # the last window did not end inside a transaction
         self._highest_commit = 0  # of any event offered: a chunk stamped below it would look old
-        self._wanted: dict[str, str] = {}  # table → why a resync is to begin
         self._asked: list[tuple[Request, bool]] = []  # requests that the next resync answers; True: by a subscriber
         self._sweeping: tuple[str, Future[int]] | None = None
         self._repairs: Future[Sequence[Request]] | None = None
@@ -118,9 +118,7 @@ class Publisher:
         self._lease = self._state.acquire(now)
         saved = self._state.load() or Checkpoint(epoch=next_epoch(0, now), term=0)
         self._sources = {schema.table: schema for schema in self._source.tables()}
-        wanted = {table: self._mapping.snapshot(table) for table in self._sources}
-        tables, new = initial_tables(wanted, saved.tables)
-        self._wanted = dict.fromkeys(new, "first snapshot")
+        tables = initial_tables({table: self._mapping.snapshot(table) for table in self._sources}, saved.tables)
         self._save(replace(saved, term=self._lease.term, tables=tables))
         self._frontier = Progress(saved.epoch, saved.position or Position(""), saved.commit, tables, saved.schemas)
         self.delivery = Delivery(
@@ -157,8 +155,18 @@ class Publisher:
         self._frontier = replace(self._frontier, schemas=known)
 
     def _want(self, table: str, reason: str) -> None:
+        """A resync of the table is to begin. Part of the progress: who saves the position that made it necessary,
+        and dies, must not forget it.
+        """
         if table in self._sources and self._mapping.snapshot(table):
-            self._wanted[table] = reason
+            known = self._frontier.tables.get(table, TableProgress(TablePhase.STREAM))
+            wanting = replace(known, wanted=reason)
+            self._frontier = replace(self._frontier, tables={**self._frontier.tables, table: wanting})
+
+    @property
+    def _wanted(self) -> dict[str, str]:
+        """table → why a resync is to begin."""
+        return {name: table.wanted for name, table in self._frontier.tables.items() if table.wanted}
 
     def _start_from(self, position: Position) -> None:
         try:
@@ -182,6 +190,7 @@ class Publisher:
             self._want(table, reason)
         self._raise_epoch(replace(self._checkpoint, position=None, schemas=self._frontier.schemas))
         position, commit = self._source.start(None, self._checkpoint.epoch)
+        failpoint("publisher.start.position_taken")
         self._save(replace(self._checkpoint, position=position, commit=commit))
         self._highest_commit = 0
         self._reading(position, commit)
@@ -265,6 +274,9 @@ class Publisher:
     def _publish(self, window: Window) -> None:
         if window.schemas:
             self._sources.update((schema.table, schema) for schema in window.schemas)
+            for schema in window.schemas:
+                if schema.table not in self._frontier.tables:
+                    self._want(schema.table, "first snapshot")
             self._adopt(window.schemas)
             self._forget_chunk()  # it was read with the schema of before
         for table, reason in window.resync:
@@ -388,11 +400,10 @@ class Publisher:
             tables[table] = replace(begun(tables[table], epoch, reason), estimate=estimate)
         self._save(replace(checkpoint, epoch=epoch, tables=tables))
         failpoint("publisher.start.epoch_saved")
-        self._wanted.clear()
         self._unsaved = None
         self._frontier = replace(self._frontier, epoch=epoch, tables=tables)
         self._finish_requests()
-        failpoint("publisher.request.saved")
+        failpoint("publisher.requests.finished")
 
     def _snapshot(self) -> None:
         """Read the next chunk of the first table that needs one, and send it when its time has come."""
