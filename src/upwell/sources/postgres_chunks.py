@@ -13,7 +13,7 @@ import orjson
 from upwell.model import Cursor, Rejection, TableSchema
 from upwell.sources.pgoutput import iso_time, key_encoder, reason_of
 from upwell.sources.postgres_catalog import CatalogTable
-from upwell.sources.postgres_session import quote_ident, quote_literal
+from upwell.sources.postgres_session import RAW_TEXT, quote_ident, quote_literal
 from upwell.sources.postgres_types import Decode, unescape
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ class RowReader:
         condition = f" WHERE {self._compare('>', key)}" if key is not None else ""
         query = f"{self._select()}{condition} ORDER BY {order} LIMIT {limit}"
         result = Rows([], [], [], ended=False)
+        _ask_for_raw_text(connection)
         decoders, encode_key, keep = self._decoders, self._key, result.rows.append
         size = count = 0
         line = b""
@@ -138,6 +139,7 @@ class RowReader:
 
     def one(self, connection: psycopg.Connection[tuple[Any, ...]], key: Sequence[str]) -> list[Any] | None:
         """The values of the row with this key; None where there is none. Raises ValueError where they can't be read."""
+        _ask_for_raw_text(connection)
         with connection.cursor().copy(_copy(f"{self._select()} WHERE {self._compare('=', key)}")) as copy:
             lines = [bytes(data) for data in copy]
         return _values(lines[0], self._decoders) if lines else None
@@ -181,6 +183,12 @@ def _values(line: bytes, decoders: Sequence[Decode]) -> list[Any]:
 def _printed(field: bytes) -> str:
     # A database in SQL_ASCII may hold anything: what is no UTF-8 survives as lone surrogates.
     return unescape(field).decode(errors="surrogateescape")
+
+
+def _ask_for_raw_text(connection: psycopg.Connection[tuple[Any, ...]]) -> None:
+    """Until the transaction ends, where the database's encoding calls for it."""
+    if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
+        connection.execute(RAW_TEXT.replace("SET", "SET LOCAL").encode())
 
 
 def _copy(query: str) -> bytes:

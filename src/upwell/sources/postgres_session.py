@@ -42,6 +42,8 @@ _CONNECTION: Final[Mapping[str, str | int]] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 60_000,
 }
+# A database in SQL_ASCII may hold any bytes. It fails what it is to send as UTF-8 and is not; so we look ourselves.
+RAW_TEXT: Final = "SET client_encoding = 'SQL_ASCII'"
 _WAIT_SLICE_S: Final = 1.0  # TLS may hold back bytes that the socket no longer shows: look again that often
 _POSTGRES_EPOCH_S: Final = 946_684_800
 _feedback = struct.Struct(">cQQQqB").pack
@@ -88,6 +90,8 @@ class ReplicationConnection:
             message = self._pgconn.get_error_message()
             self._pgconn.finish()
             raise refused(message, url)
+        if self._pgconn.parameter_status(b"server_encoding") == b"SQL_ASCII":
+            self._pgconn.exec_(RAW_TEXT.encode())
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._pgconn.socket, selectors.EVENT_READ)
 
