@@ -12,7 +12,7 @@ from upwell.errors import OperatorError, PositionLost, TransientError, UpwellErr
 from upwell.model import Chunk, Cursor, Position, TableName, TableSchema, TableSelection, Window
 from upwell.ports import Clock
 from upwell.sources.pgoutput import Decoder, Relation, Table, Values, format_lsn
-from upwell.sources.postgres_catalog import Catalog
+from upwell.sources.postgres_catalog import Catalog, CatalogTable
 from upwell.sources.postgres_chunks import RowReader, begin, moment, read_cursor, write_cursor
 from upwell.sources.postgres_place import Place, Server, Slot, why_lost
 from upwell.sources.postgres_requirements import check_requirements, create_slot, drop_slot, find_slot
@@ -128,8 +128,7 @@ class PostgresSource:
                 table = catalog.named(name)
                 assert table is not None, "it is locked"
                 current = replace(catalog.schema(table), target=schema.target)
-                reader = RowReader(table, current, catalog.decoders(table, current))
-                rows = reader.after(sql, read_cursor(current, cursor), limit)
+                rows = _reader(catalog, table, current).after(sql, read_cursor(current, cursor), limit)
             finally:
                 with suppress(Exception):  # what happened matters, not that the connection broke
                     sql.execute("ROLLBACK")
@@ -377,7 +376,7 @@ class PostgresSource:
         if now is None or not set(names) <= {column.name for column in now.columns}:
             return None  # the table or the column has gone, which comes as a change of its own
         schema = catalog.schema(now)
-        values = RowReader(now, schema, catalog.decoders(now, schema)).one(sql, key)
+        values = _reader(catalog, now, schema).one(sql, key)
         if values is None:
             return None
         places = {column.name: index for index, column in enumerate(schema.columns)}
@@ -426,3 +425,7 @@ class PostgresSource:
         if to_lsn <= from_lsn or to_s <= from_s:
             return None
         return max(0, safe_wal_size) / (to_lsn - from_lsn) * (to_s - from_s) / 3600
+
+
+def _reader(catalog: Catalog, table: CatalogTable, schema: TableSchema) -> RowReader:
+    return RowReader(table, schema, catalog.decoders(table, schema), catalog.operator_schemas(table, schema))

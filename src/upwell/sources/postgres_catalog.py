@@ -135,6 +135,15 @@ class Catalog:
         types = self._column_types([(c.name, *t) for c, t in zip(schema.columns, wanted, strict=True)], schema.key)
         return [type_.decode for type_ in types]
 
+    def operator_schemas(self, table: CatalogTable, schema: TableSchema) -> list[str]:
+        """Where the operators of the key's types are, beside pg_catalog: an extension has its type's with the type.
+
+        Without them in search_path, comparing two citext compares two text, in another order than ORDER BY has.
+        """
+        key = {(column.type, column.typmod) for column in table.columns if column.name in schema.key}
+        self._look_up_types(key - self._types.keys())
+        return sorted({self._types[type_].schema for type_ in key} - {"pg_catalog"})
+
     def relation(self, relation: Relation) -> tuple[TableSchema, list[Decode | None]] | None:
         """How to read the rows of a relation of the stream; None where they are not wanted.
 
@@ -216,7 +225,9 @@ class Catalog:
         for oid, typmod, *base in self._connection.execute(_BASE_TYPES, [list(oids), list(typmods)]):
             self._types[oid, typmod] = _BaseType(*base)
         for missing in types - self._types.keys():
-            self._types[missing] = _BaseType("text", "", -1, "b", False)  # dropped since the log was written
+            self._types[missing] = _BaseType(
+                "text", "pg_catalog", "", -1, "b", False
+            )  # dropped since the log was written
 
     def _tables(self, where: str, parameters: Sequence[Any]) -> list[CatalogTable]:
         rows = self._connection.execute(_TABLES.format(where=where), parameters).fetchall()
@@ -255,6 +266,7 @@ class Catalog:
 
 class _BaseType(NamedTuple):
     formatted: str
+    schema: str
     name: str
     typmod: int
     typtype: str
@@ -355,10 +367,10 @@ WITH RECURSIVE base AS (
     SELECT b.asked_type, b.asked_typmod, t.typbasetype, CASE WHEN b.typmod >= 0 THEN b.typmod ELSE t.typtypmod END
       FROM base b JOIN pg_type t ON t.oid = b.type
      WHERE t.typtype = 'd')
-SELECT b.asked_type, b.asked_typmod, format_type(t.oid, b.typmod), t.typname, b.typmod, t.typtype::text,
+SELECT b.asked_type, b.asked_typmod, format_type(t.oid, b.typmod), n.nspname, t.typname, b.typmod, t.typtype::text,
        t.typnamespace = 'pg_catalog'::regnamespace
        AND coalesce((SELECT e.typnamespace = 'pg_catalog'::regnamespace FROM pg_type e WHERE e.oid = t.typelem), true)
-  FROM base b JOIN pg_type t ON t.oid = b.type
+  FROM base b JOIN pg_type t ON t.oid = b.type JOIN pg_namespace n ON n.oid = t.typnamespace
  WHERE t.typtype <> 'd'"""
 
 _PUBLISHED: Final = """

@@ -102,10 +102,13 @@ class _Enough(Exception):
 class RowReader:
     """Reads rows of one table, with the schema and the decoders that hold now."""
 
-    def __init__(self, table: CatalogTable, schema: TableSchema, decoders: Sequence[Decode]) -> None:
+    def __init__(
+        self, table: CatalogTable, schema: TableSchema, decoders: Sequence[Decode], operator_schemas: Sequence[str]
+    ) -> None:
         self._table = table
         self._schema = schema
         self._decoders = list(decoders)
+        self._search_path = ", ".join(["pg_catalog", *map(quote_ident, operator_schemas)])
         self._declared = {column.name: column.declared for column in table.columns}
         self._key = key_encoder(schema.key_indexes)
 
@@ -115,7 +118,7 @@ class RowReader:
         condition = f" WHERE {self._compare('>', key)}" if key is not None else ""
         query = f"{self._select()}{condition} ORDER BY {order} LIMIT {limit}"
         result = Rows([], [], [], ended=False)
-        _ask_for_raw_text(connection)
+        self._prepare(connection)
         decoders, encode_key, keep = self._decoders, self._key, result.rows.append
         size = count = 0
         line = b""
@@ -139,10 +142,16 @@ class RowReader:
 
     def one(self, connection: psycopg.Connection[tuple[Any, ...]], key: Sequence[str]) -> list[Any] | None:
         """The values of the row with this key; None where there is none. Raises ValueError where they can't be read."""
-        _ask_for_raw_text(connection)
+        self._prepare(connection)
         with connection.cursor().copy(_copy(f"{self._select()} WHERE {self._compare('=', key)}")) as copy:
             lines = [bytes(data) for data in copy]
         return _values(lines[0], self._decoders) if lines else None
+
+    def _prepare(self, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
+        """Settings for the rest of the transaction."""
+        connection.execute(f"SET LOCAL search_path = {self._search_path}".encode())
+        if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
+            connection.execute(RAW_TEXT.replace("SET", "SET LOCAL").encode())
 
     def _select(self) -> str:
         columns = ", ".join(quote_ident(column.name) for column in self._schema.columns)
@@ -183,12 +192,6 @@ def _values(line: bytes, decoders: Sequence[Decode]) -> list[Any]:
 def _printed(field: bytes) -> str:
     # A database in SQL_ASCII may hold anything: what is no UTF-8 survives as lone surrogates.
     return unescape(field).decode(errors="surrogateescape")
-
-
-def _ask_for_raw_text(connection: psycopg.Connection[tuple[Any, ...]]) -> None:
-    """Until the transaction ends, where the database's encoding calls for it."""
-    if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
-        connection.execute(RAW_TEXT.replace("SET", "SET LOCAL").encode())
 
 
 def _copy(query: str) -> bytes:
