@@ -29,7 +29,7 @@ _SKEW_EVERY_S = 10.0
 _KEYS_EVERY_S = 1.0
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 # For stand-ins on this machine, which ask for keys but check none.
-_LOCAL_KEYS = Keys("local", "local", None)
+_LOCAL_KEYS = Keys("test", "test", None)
 
 # service → (X-Amz-Target's prefix, content type)
 _SERVICES: Final[Mapping[str, tuple[str, str]]] = {
