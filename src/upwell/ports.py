@@ -45,8 +45,9 @@ class Clock(Protocol):
 class Source(Protocol):
     """A database that tells what changed. One thread uses it.
 
-    Call order: `start` once, again after a PositionLost or any error; then `changes`, `chunk`, `confirm` in any
-    order. After TransientError the source reconnects by itself at the next call and goes on at the position given.
+    Call order: `start` once, again after a PositionLost, when `start` itself failed, and whenever the caller wants
+    what it has read since a position once more, the schemas included; then `changes`, `chunk`, `confirm` in any
+    order. After a TransientError of these the source reconnects by itself at the next call and goes on where it was.
     """
 
     def tables(self) -> Sequence[TableSchema]:

@@ -101,6 +101,7 @@ class Publisher:
         self._saved_number = 0
         self._unsaved: Progress | None = None  # acknowledged, not yet in the checkpoint
         self._saved: Progress | None = None  # what was last put into the checkpoint
+        self._started = False  # the source reads on from the frontier, in the checkpoint's epoch
         self._complete = True  # the last window did not end inside a transaction
         self._highest_commit = 0  # of any event offered: a chunk stamped below it would look old
         self._asked: list[tuple[Request, bool]] = []  # requests that the next resync answers; True: by a subscriber
@@ -130,10 +131,7 @@ class Publisher:
             rng=self._rng,
         )
         self._adopt(self._sources.values())
-        if saved.position is None:
-            self._start_from_now("first snapshot")
-        else:
-            self._start_from(saved.position)
+        self._start()
 
     def close(self) -> None:
         """Save what was acknowledged and let go of the lease."""
@@ -168,34 +166,27 @@ class Publisher:
         """table → why a resync is to begin."""
         return {name: table.wanted for name, table in self._frontier.tables.items() if table.wanted}
 
-    def _start_from(self, position: Position) -> None:
+    def _start(self) -> None:
+        """Have the source read on from the frontier, or from now where nothing connects to what was published."""
+        self._started = False
         try:
-            self._reading(*self._source.start(position, self._checkpoint.epoch))
+            if self._checkpoint.position is None:
+                position, commit = self._source.start(None, self._checkpoint.epoch)
+                failpoint("publisher.start.position_taken")
+                self._save(replace(self._checkpoint, position=position, commit=commit))
+                self._highest_commit = 0
+            else:
+                position, commit = self._source.start(self._frontier.position, self._checkpoint.epoch)
         except PositionLost as lost:
             self._position_lost(lost)
-
-    def _reading(self, position: Position, commit: int) -> None:
-        self._frontier = replace(
-            self._frontier, epoch=self._checkpoint.epoch, position=position, commit=commit, tables=self._tables()
-        )
-        self._complete = True
+            return
+        self._frontier = replace(self._frontier, epoch=self._checkpoint.epoch, position=position, commit=commit)
+        self._complete = self._started = True
         self._forget_chunk()
 
-    def _tables(self) -> dict[str, Any]:
-        return dict(self._frontier.tables)
-
-    def _start_from_now(self, reason: str) -> None:
-        """Nothing connects what was published with what comes: a new epoch, and a resync of all tables."""
-        for table in self._sources:
-            self._want(table, reason)
-        self._raise_epoch(replace(self._checkpoint, position=None, schemas=self._frontier.schemas))
-        position, commit = self._source.start(None, self._checkpoint.epoch)
-        failpoint("publisher.start.position_taken")
-        self._save(replace(self._checkpoint, position=position, commit=commit))
-        self._highest_commit = 0
-        self._reading(position, commit)
-
     def _position_lost(self, lost: PositionLost) -> None:
+        """A gap: the tables concerned are resynced, the others go on where they were."""
+        self._started = False
         if self._settings.on_gap == "halt" and not self._state.requests():
             raise OperatorError(
                 f"{lost.message} Publishing is halted, as `source.on_gap: halt` says.",
@@ -203,13 +194,11 @@ class Publisher:
                 remedy="Run `upwell resync` to have the tables read again, then start the publisher.",
             ) from lost
         self.last_gap = lost.message
-        if lost.tables is None:
-            self._start_from_now(lost.message)
-            return
-        for table in lost.tables:
+        for table in self._sources if lost.tables is None else lost.tables:
             self._want(table, lost.message)
-        # The other tables go on where they were.
-        self._reading(*self._source.start(self._frontier.position, self._checkpoint.epoch))
+        if lost.tables is None:
+            self._raise_epoch(replace(self._checkpoint, position=None, schemas=self._frontier.schemas))
+        self._start()
 
     def head(self) -> int:
         """The commit number that is reached when all that is committed at the source now has been published."""
@@ -236,6 +225,8 @@ class Publisher:
         self._collect()
         self._take_requests()
         self._sweep()
+        if not self._started:
+            self._start()
         if self._wanted and self._between_transactions():
             # A new epoch begins when all of the old one is durable, else a crash would re-read old states as new.
             if not self.delivery.idle or self._unsaved is not None:
@@ -255,7 +246,9 @@ class Publisher:
             self._forget_chunk()
             raise
         failpoint("publisher.read")
+        self._started = False  # a window that an error keeps from being offered would be lost: read it again
         self._publish(window)
+        self._started = True
         self._snapshot()
         self.caught_up = not window.more and self.delivery.idle and self._unsaved is None and not self._busy_tables()
         return True
@@ -386,15 +379,14 @@ class Publisher:
         self._asked.clear()
 
     def _begin_resyncs(self) -> None:
-        position = self._frontier.position
-        lanes = self.delivery.acknowledged()
-        self._raise_epoch(advanced(self._checkpoint, self._frontier, lanes))
-        self._start_from(position)
+        self._raise_epoch(advanced(self._checkpoint, self._frontier, self.delivery.acknowledged()))
+        self._start()
 
     def _raise_epoch(self, checkpoint: Checkpoint) -> None:
         """Begin the resyncs that are wanted, with the new epoch as their id: saved before an event carries it."""
+        self._started = False
         epoch = next_epoch(self._checkpoint.epoch, self._clock.now())
-        tables = self._tables()
+        tables = dict(self._frontier.tables)
         for table, reason in self._wanted.items():
             estimate = self._source.estimate(table)
             tables[table] = replace(begun(tables[table], epoch, reason), estimate=estimate)

@@ -1,0 +1,193 @@
+"""The invariants, looked at while the simulation runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import orjson
+
+from tests.simulation.source import Address, Database, Row
+from tests.simulation.state import SimState
+from upwell.model import (
+    ChangeEvent,
+    Checkpoint,
+    LaneItem,
+    Marker,
+    Position,
+    TablePhase,
+    Value,
+    Version,
+    unpack_version,
+)
+
+# How a resync's reason begins → what must have happened to justify it.
+CAUSES: Final = {
+    "truncated": "truncate",
+    "column": "add_column",
+    "The log has gone": "log_lost",
+    "The database is not": "restore",
+    "The changes of": "table_lost",
+    "asked": "request",
+    "Lane": "hole",
+}
+
+
+class Violation(AssertionError):
+    """An invariant does not hold."""
+
+
+class Checks:
+    """Told of everything that happens, raises Violation."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.state: SimState | None = None
+        self.happened: set[str] = set()  # what may be the cause of a resync
+        self.exact = True  # False once changes were lost: a partial event may then meet a row that is too old
+        self._at: dict[Address, int] = {}  # where in its history a reader of the target last saw a row
+        self._incarnations: dict[int, int] = {}  # epoch → the database's incarnation
+        self._verified: dict[int, int] = {}  # incarnation → everything up to this commit is known to be durable
+        self._durable: set[tuple[str, bytes, int, int, int]] = set()
+        self._sequences: dict[tuple[int, int], int] = {}  # (lane, term) → the highest sequence landed
+        self._newest: dict[tuple[int, str, bytes], Version] = {}
+        self._landed: set[tuple[int, str, bytes, Version]] = set()
+        self._contents: dict[tuple[str, bytes, Version, str], bytes | None] = {}
+
+    # --- what a reader of the target sees ---------------------------------------------------------------------------
+
+    def seen(self, table: str, key: tuple[Value, ...], row: Row | None) -> None:
+        """A row of the target has a new state: one that the source had too, later than those seen before."""
+        id_ = key[0]
+        assert isinstance(id_, int)
+        address = table, id_
+        history = self.database.history.get(address, [None])
+        if address in self.database.poisoned and row is None:
+            return
+        for place in range(self._at.get(address, 0), len(history)):
+            if self._same(address, row, history[place]):
+                self._at[address] = place
+                return
+        was = history[self._at.get(address, 0)]
+        raise Violation(f"{table} {id_} went back in time, or to a state that never was: {row} after {was}")
+
+    def _same(self, address: Address, row: Row | None, state: Row | None) -> bool:
+        if row is None or state is None:
+            return row is state
+        if not self.exact or address in self.database.poisoned:
+            return row.get("n") == state["n"]
+        return all(row.get(name) == value for name, value in state.items())
+
+    # --- what the publisher sends -----------------------------------------------------------------------------------
+
+    def sending(self, lane: int, term: int, seq: int, items: Sequence[LaneItem]) -> None:
+        """A request leaves the publisher."""
+        assert self.state is not None and self.state.checkpoint is not None
+        for item in items:
+            epoch = item.resync if isinstance(item, Marker) else unpack_version(item.version)[0]
+            if epoch > self.state.checkpoint.epoch:
+                raise Violation(f"lane {lane}: traffic of epoch {epoch}, which is not saved")
+            if isinstance(item, ChangeEvent):
+                self._check_content(item)
+
+    def _check_content(self, event: ChangeEvent) -> None:
+        identity = event.schema.table, event.key, event.version, event.schema.hash
+        if self._contents.setdefault(identity, event.row) != event.row:
+            raise Violation(f"{event.schema.table} {event.key!r}: one version, two contents")
+
+    def landed(self, lane: int, term: int, seq: int, items: Sequence[LaneItem]) -> None:
+        """A record is in the stream, for the first time or again."""
+        highest = self._sequences.get((lane, term), 0)
+        if seq > highest + 1:
+            raise Violation(f"lane {lane}: sequence {seq} of term {term} landed before {highest + 1}")
+        self._sequences[lane, term] = max(seq, highest)
+        for item in items:
+            if isinstance(item, ChangeEvent):
+                self._check_order(term, item)
+                self.durable(item)
+
+    def _check_order(self, term: int, event: ChangeEvent) -> None:
+        """A reader without any guard, who takes what comes first, sees each key's versions in order."""
+        table, key, version = event.schema.table, event.key, event.version
+        if (term, table, key, version) in self._landed:
+            return
+        self._landed.add((term, table, key, version))
+        if version < self._newest.get((term, table, key), version):
+            raise Violation(f"{table} {key!r}: {version.hex()} first delivered after a newer version")
+        self._newest[term, table, key] = version
+
+    def durable(self, event: ChangeEvent) -> None:
+        """The destination has the event."""
+        if event.was != "read":
+            epoch, commit, ordinal = unpack_version(event.version)
+            incarnation = self._incarnations[epoch]
+            self._durable.add((event.schema.table, event.key, incarnation, commit, ordinal))
+
+    # --- what the publisher saves and confirms ----------------------------------------------------------------------
+
+    def started(self, position: Position, epoch: int, *, fresh: bool) -> None:
+        """The source was told to read on from the position, or (fresh) from now."""
+        incarnation, lsn = parsed(position)
+        self._incarnations[epoch] = incarnation
+        if fresh or incarnation not in self._verified:
+            self._verified[incarnation] = lsn
+
+    def saving(self, before: Checkpoint | None, after: Checkpoint) -> None:
+        """A checkpoint is about to be saved."""
+        if before is not None and (after.epoch < before.epoch or after.term < before.term):
+            raise Violation("epoch or term went back")
+        if before is not None and after.epoch > before.epoch:
+            self._check_causes(before, after)
+        if after.position is not None:
+            self._check_durable(after.position)
+
+    def _check_causes(self, before: Checkpoint, after: Checkpoint) -> None:
+        for table, progress in after.tables.items():
+            known = before.tables.get(table)
+            if progress.phase != TablePhase.SNAPSHOT or (known is not None and known.resync == progress.resync):
+                continue
+            if progress.reason == "first snapshot":
+                if known is not None and known.resync and known.phase == TablePhase.STREAM:
+                    raise Violation(f"{table}: a second first snapshot")
+                continue
+            cause = next((cause for begin, cause in CAUSES.items() if progress.reason.startswith(begin)), None)
+            if cause not in self.happened:
+                raise Violation(f"{table}: a resync without a cause, {progress.reason!r}")
+
+    def _check_durable(self, position: Position) -> None:
+        incarnation, lsn = parsed(position)
+        if incarnation != self.database.incarnation:
+            return
+        after = self._verified.get(incarnation)
+        assert after is not None, "a position that no source gave"
+        for transaction in self.database.log:
+            if after < transaction.commit <= lsn:
+                for ordinal, change in enumerate(transaction.changes):
+                    self._check_change(change.table, change.id, transaction.commit, ordinal)
+        self._verified[incarnation] = max(after, lsn)
+
+    def _check_change(self, table: str, id_: int, commit: int, ordinal: int) -> None:
+        assert self.state is not None and self.state.checkpoint is not None
+        if table not in self.state.checkpoint.tables:
+            return  # not of this pipeline yet
+        if any(name == table and commit <= lsn for name, lsn in self.database.tables_lost):
+            return
+        key = orjson.dumps([id_])
+        if (table, key, self.database.incarnation, commit, ordinal) in self._durable:
+            return
+        if any(letter[:2] == (table, key.decode()) for letter in self.state.letters):
+            return
+        raise Violation(f"{table} {id_}: the checkpoint passed commit {commit}, which is not durable")
+
+    def confirmed(self, position: Position) -> None:
+        """The source may free its log up to the position."""
+        assert self.state is not None and self.state.checkpoint is not None
+        saved = self.state.checkpoint.position
+        if saved is None or parsed(saved) < parsed(position):
+            raise Violation(f"confirmed {position}, saved {saved}")
+
+
+def parsed(position: Position) -> tuple[int, int]:
+    """(incarnation, lsn)"""
+    incarnation, lsn = position.split("/")
+    return int(incarnation), int(lsn)

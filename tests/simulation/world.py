@@ -1,0 +1,501 @@
+"""The world of one seed: writers, publishers, senders, a network, subscribers, and trouble; then calm, and the truth.
+
+Each moment one of them, picked by chance, does one bounded thing. Concurrency is what the order of these things is.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+from unittest import mock
+
+import orjson
+
+from tests.simulation.checks import Checks, Violation
+from tests.simulation.dice import Dice, SimClock
+from tests.simulation.direct import DirectSink, Items
+from tests.simulation.source import Database, Row, SimSource, poison
+from tests.simulation.state import SimControl, SimState
+from tests.simulation.stream import Late, Shard, Stream, StreamSink
+from tests.simulation.target import SimTarget
+from upwell.errors import LeaseLost, TransientError, UpwellError
+from upwell.mapping import Mapping
+from upwell.pipeline import applier, delivery, publisher, snapshot
+from upwell.pipeline.applier import Applier
+from upwell.pipeline.publisher import Publisher, PublisherSettings
+from upwell.ports import Parcel, Request
+
+PIPELINE: Final = "sim"
+TABLES: Final = ("public.items", "public.idle")
+NEW_TABLE: Final = "public.new"
+MOMENTS_MAX = 20_000  # of calm: beyond this it never comes to rest
+
+
+class Crash(BaseException):
+    """The process is gone, between two instructions."""
+
+
+@dataclass(eq=False)
+class Process:
+    """A publisher, with its requests in flight."""
+
+    name: str
+    publisher: Publisher
+    sink: Any
+    tables: list[str]
+    calls: list[list[Parcel]] = field(default_factory=list)
+    open: bool = False
+
+
+@dataclass
+class Reader:
+    """A subscriber: how far it has read each shard, and how far it knows that it has applied."""
+
+    name: str
+    at: dict[str, int] = field(default_factory=dict)
+    saved: dict[str, int] = field(default_factory=dict)
+
+
+class World:
+    """One run."""
+
+    def __init__(self, seed: int, *, trace: bool = False) -> None:
+        self.dice = dice = Dice(seed)
+        self.rng = rng = dice.rng
+        self.clock = SimClock()
+        self.trace: list[str] | None = [] if trace else None
+        self.direct = rng.random() < 0.3
+        self.lanes = rng.choice((1, 2, 4))
+        self.ids = rng.choice((4, 8, 12))
+        self.moments = rng.choice((100, 200, 400))
+        self.database = Database(dice, TABLES, self.ids)
+        self.checks = checks = Checks(self.database)
+        self.state = checks.state = SimState(dice, checks.saving)
+        self.control = SimControl(dice)
+        self.stream = Stream(self.lanes)
+        self.items = Items(checks.seen)
+        self.target = SimTarget(dice, checks.seen)
+        self.applier = Applier(PIPELINE, self.target, self.clock)
+        self.late: list[Late] = []
+        self.background: list[tuple[Process, Callable[[], Any], Future[Any]]] = []
+        self.processes: list[Process] = []
+        self.readers = [Reader(f"subscriber {n}") for n in range(rng.choice((1, 1, 2)))]
+        self.settings = PublisherSettings(
+            pipeline=PIPELINE,
+            lanes=self.lanes,
+            window_events_max=rng.choice((1, 3, 10)),
+            chunk_rows_max=rng.choice((1, 3, 5)),
+            pending_bytes_max=rng.choice((2_000, 100_000)),
+        )
+        self._number = 0
+        self._tables = list(TABLES)
+
+    def note(self, sentence: str, *details: Any) -> None:
+        """A line of the trace."""
+        if self.trace is not None:
+            self.trace.append(f"{self.clock.time:9.2f} {sentence} {' '.join(map(str, details))}".rstrip())
+
+    # --- the run ------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Raises Violation."""
+        with self._patched():
+            for id_ in range(1, self.rng.randrange(self.ids)):
+                for table in TABLES:
+                    self.database.touch(table, [id_])
+            for _ in range(self.moments):
+                self.moment()
+            self._calm()
+        self._compare()
+
+    @contextmanager
+    def _patched(self) -> Iterator[None]:
+        """Failpoints that crash, and limits so small that they are met."""
+        with (
+            mock.patch.object(publisher, "failpoint", self._passage("crash.publisher")),
+            mock.patch.object(delivery, "failpoint", self._passage("crash.publisher")),
+            mock.patch.object(applier, "failpoint", self._passage("crash.subscriber")),
+            mock.patch.object(snapshot, "TOUCHED_KEYS_MAX", self.rng.choice((4, 1000))),
+            mock.patch("upwell.envelope.PACKED_BYTES_MAX", self.rng.choice((900, 2_000))),
+        ):
+            yield
+
+    def _passage(self, fault: str) -> Callable[[str], None]:
+        def failpoint(name: str) -> None:
+            if self.dice.hit(fault):
+                self.note("CRASH at", name)
+                raise Crash(name)
+
+        return failpoint
+
+    def moment(self) -> None:
+        """Somebody does something."""
+        self.clock.time += self.rng.random() * self.rng.choice((0.02, 0.1, 0.5))
+        actor = self.rng.choices(
+            (self.write, self.publish, self.send, self.land, self.work, self.subscribe, self.relay, self.trouble),
+            (4, 5, 5, 1, 1, 0 if self.direct else 5, 0.5, 0 if self.dice.calm else 1),
+        )[0]
+        actor()
+
+    def _calm(self) -> None:
+        """The faults end, everything that is under way arrives, and every lane has something to say."""
+        self.note("CALM")
+        self.dice.calm = True
+        self.database.settle()
+        self.processes = self.processes[-1:]
+        self._until_quiet()
+        for table in self._tables:
+            self.database.touch(table, self._an_id_per_lane(table))
+        self._until_quiet()
+
+    def _an_id_per_lane(self, table: str) -> list[int]:
+        schema = self.database.schemas[table]
+        ids: dict[int, int] = {}
+        id_ = 1000
+        while len(ids) < self.lanes:
+            ids.setdefault(zlib.crc32(orjson.dumps([id_]), schema.lane_seed) % self.lanes, id_)
+            id_ += 1
+        return sorted(ids.values())
+
+    def _until_quiet(self) -> None:
+        for moment in range(MOMENTS_MAX):
+            self.moment()
+            if moment % 20 == 0 and self._quiet():
+                return
+        raise Violation("it never comes to rest")
+
+    def _quiet(self) -> bool:
+        process = self.processes[0] if self.processes else None
+        return (
+            process is not None
+            and process.open
+            and process.publisher.caught_up
+            and process.publisher.reached(self.database.lsn)
+            and not self.late
+            and not self.background
+            and not self.state.asked
+            and not self.control.asked
+            and self.target.tables.repairs.keys() <= self.target.handed_over
+            and (self.direct or all(self._at_end(reader) for reader in self.readers))
+        )
+
+    def _at_end(self, reader: Reader) -> bool:
+        return all(reader.at.get(shard.id, 0) == len(shard.records) for shard in self.stream.shards.values())
+
+    # --- writers ------------------------------------------------------------------------------------------------
+
+    def write(self) -> None:
+        """A writer begins, commits, or becomes visible."""
+        database = self.database
+        if self.dice.calm:
+            return
+        if database.unseen and self.rng.random() < 0.5:
+            database.show(self.rng.choice(database.unseen))
+        elif database.open and self.rng.random() < 0.7:
+            transaction = self.rng.choice(database.open)
+            database.commit(transaction)
+            self.note("commit", transaction.commit, *((c.table, c.id, c.row, "partial" * c.partial) for c in transaction.changes))
+        else:
+            database.begin()
+
+    # --- publishers ---------------------------------------------------------------------------------------------
+
+    def publish(self) -> None:
+        """A publisher takes a step."""
+        if not self.processes:
+            self.processes.append(self._process())
+        process = self.rng.choice(self.processes)
+        with self._living(process):
+            if not process.open:
+                process.publisher.open()
+                process.open = True
+                self.note(process.name, "is open")
+            process.publisher.step()
+            self._check_memory(process)
+
+    def _process(self) -> Process:
+        self._number += 1
+        source = SimSource(self.database, self.dice, self._tables, self._started, self.checks.confirmed)
+        sink: Any = (
+            DirectSink(self.items, self.dice, self.checks, self.late)
+            if self.direct
+            else StreamSink(self.stream, self.dice, self.checks, self.late)
+        )
+        process = Process(f"publisher {self._number}", None, sink, list(self._tables))  # type: ignore[arg-type]
+        process.publisher = Publisher(
+            self.settings,
+            source=source,
+            sink=sink,
+            state=self.state,
+            mapping=Mapping([], dialect="postgresql"),
+            clock=self.clock,
+            rng=random.Random(self.rng.random()),
+            background=lambda work: self._in_background(process, work),
+            control=None if self.direct else self.control,
+        )
+        self.note(process.name, "starts")
+        return process
+
+    def _started(self, position: Any, epoch: int, *, fresh: bool) -> None:
+        self.note("source starts at", position, "epoch", epoch, "fresh" * fresh)
+        self.checks.started(position, epoch, fresh=fresh)
+
+    @contextmanager
+    def _living(self, process: Process) -> Iterator[None]:
+        """What the process does until it ends, one way or the other."""
+        try:
+            yield
+        except TransientError as error:
+            self.note(process.name, "tries again:", error)
+            if not process.open:
+                self._end(process)  # the service manager starts another one
+        except (Crash, LeaseLost) as error:
+            self.note(process.name, "ends:", type(error).__name__)
+            self._end(process)
+
+    def _end(self, process: Process) -> None:
+        """Its requests in flight arrive now, later, or never."""
+        if process in self.processes:
+            self.processes.remove(process)
+        for parcels in process.calls:
+            if self.rng.random() < 0.7:
+                self.late.append(lambda parcels=parcels: self._abandoned(process, parcels))
+
+    def _abandoned(self, process: Process, parcels: list[Parcel]) -> None:
+        sendable = [parcel for parcel in parcels if parcel.body is not None]
+        if sendable:
+            self._attempt(process, sendable)
+
+    def _attempt(self, process: Process, sendable: list[Parcel]) -> Any:
+        try:
+            return process.sink.send(sendable)
+        except UpwellError as error:
+            return error
+
+    def _check_memory(self, process: Process) -> None:
+        settings = self.settings
+        markers = 2 * self.lanes * len(self._tables)
+        bound = settings.pending_bytes_max + (settings.window_events_max + settings.chunk_rows_max + markers) * 500
+        if process.publisher.delivery.pending_bytes > bound:
+            raise Violation(f"{process.publisher.delivery.pending_bytes} bytes pending, {bound} allowed")
+
+    def send(self) -> None:
+        """A sender takes parcels, or the service answers for some."""
+        living = [process for process in self.processes if process.open]
+        if not living:
+            return
+        process = self.rng.choice(living)
+        with self._living(process):
+            if process.calls and self.rng.random() < 0.6:
+                self._answer(process, process.calls.pop(self.rng.randrange(len(process.calls))))
+            elif len(process.calls) < 3:
+                parcels = process.publisher.delivery.take(self.clock.time)
+                if parcels:
+                    process.calls.append(parcels)
+
+    def _answer(self, process: Process, parcels: list[Parcel]) -> None:
+        sendable = [parcel for parcel in parcels if parcel.body is not None]
+        answers = self._attempt(process, sendable) if sendable else []
+        about = [(p.lane, p.term, p.seq) for p in parcels]
+        if isinstance(answers, UpwellError):
+            self.note(process.name, "call failed", about, answers)
+            process.publisher.delivery.fail(parcels, answers, self.clock.time)
+            return
+        self.note(process.name, "call", about, ["failed" if a else "ok" for a in answers])
+        left = iter(answers)
+        given = [None if parcel not in sendable else next(left) for parcel in parcels]
+        process.publisher.delivery.settle(parcels, given, self.clock.time)
+
+    def land(self) -> None:
+        """A request that was given up is carried out."""
+        if self.late:
+            self.late.pop(self.rng.randrange(len(self.late)))()
+            self.note("something landed late")
+
+    def _in_background(self, process: Process, work: Callable[[], Any]) -> Future[Any]:
+        future: Future[Any] = Future()
+        self.background.append((process, work, future))
+        return future
+
+    def work(self) -> None:
+        """Something in the background is done."""
+        if not self.background:
+            return
+        process, work, future = self.background.pop(self.rng.randrange(len(self.background)))
+        if process not in self.processes:
+            return
+        try:
+            future.set_result(work())
+        except UpwellError as error:
+            future.set_exception(error)
+
+    # --- subscribers --------------------------------------------------------------------------------------------
+
+    def subscribe(self) -> None:
+        """A subscriber reads a shard and applies what it got."""
+        reader = self.rng.choice(self.readers)
+        shards = [shard for shard in self.stream.shards.values() if self._readable(reader, shard)]
+        if not shards:
+            return
+        shard = self.rng.choice(shards)
+        start = reader.at.get(shard.id, 0)
+        end = min(len(shard.records), start + self.rng.choice((1, 3, 10)))
+        data = [record for record in shard.records[start:end] if record is not None]
+        try:
+            applied = self.applier.apply(data) if data else None
+        except TransientError as error:
+            self.note(reader.name, "tries again:", error)
+            return
+        except Crash:
+            reader.at = dict(reader.saved)
+            return
+        self.note(reader.name, shard.id, f"{start}..{end}", applied)
+        reader.at[shard.id] = end
+        if self.rng.random() < 0.7:
+            reader.saved[shard.id] = end
+
+    def _readable(self, reader: Reader, shard: Shard) -> bool:
+        """There is something to read, and the parents were read to their end."""
+        parents = [self.stream.shards[parent] for parent in shard.parents]
+        done = all(parent.closed and reader.at.get(parent.id, 0) == len(parent.records) for parent in parents)
+        return done and reader.at.get(shard.id, 0) < len(shard.records)
+
+    def relay(self) -> None:
+        """A subscriber hands requests for repair to the control channel."""
+        for request in list(self.target.tables.repairs.values()):
+            if request.id not in self.target.handed_over:
+                try:
+                    self.control.ask(PIPELINE, request)
+                except TransientError:
+                    return
+                self.note("repair asked:", request)
+                self.target.handed_over.add(request.id)
+
+    # --- trouble ------------------------------------------------------------------------------------------------
+
+    def trouble(self) -> None:
+        """Now and then something goes wrong that is more than an error."""
+        for name in ("takeover", "hole", "reshard", "reread", "truncate", "add_column", "log_lost", "table_lost",
+                     "restore", "replace_server", "request", "new_table"):  # fmt: skip
+            if self.dice.hit(f"chaos.{name}"):
+                getattr(self, f"_{name}")()
+        if self.dice.one_in(10):
+            self.database.back_up()
+
+    def _happened(self, cause: str, *details: Any) -> None:
+        self.note("TROUBLE:", cause, *details)
+        self.checks.happened.add(cause)
+
+    def _takeover(self) -> None:
+        """A second publisher starts while the first one still runs."""
+        if len(self.processes) < 2:
+            self._happened("takeover")
+            self.processes.append(self._process())
+
+    def _hole(self) -> None:
+        """Records are gone from the stream before anybody has read them."""
+        shard = self.rng.choice(list(self.stream.shards.values()))
+        unread = max((reader.at.get(shard.id, 0) for reader in self.readers), default=0)
+        if unread < len(shard.records):
+            end = self.rng.randrange(unread, len(shard.records)) + 1
+            self._happened("hole", shard.id, unread, end)
+            self.checks.exact = False
+            shard.records[unread:end] = [None] * (end - unread)
+
+    def _reshard(self) -> None:
+        open_ = [shard for shard in self.stream.shards.values() if not shard.closed]
+        one = self.rng.choice(open_)
+        neighbours = [other for other in open_ if other.low == one.high]
+        self._happened("reshard")
+        if neighbours and self.rng.random() < 0.5:
+            self.stream.merge(one, neighbours[0])
+        else:
+            self.stream.split(one)
+
+    def _reread(self) -> None:
+        """A shard's checkpoint goes back."""
+        reader = self.rng.choice(self.readers)
+        if reader.at:
+            shard = self.rng.choice(list(reader.at))
+            reader.at[shard] = reader.saved[shard] = self.rng.randrange(reader.at[shard] + 1)
+            self._happened("reread", reader.name, shard, reader.at[shard])
+
+    def _truncate(self) -> None:
+        table = self.rng.choice(self._tables)
+        self._happened("truncate", table)
+        self.database.truncate(table)
+
+    def _add_column(self) -> None:
+        table = self.rng.choice(self._tables)
+        default = self.rng.random() < 0.5
+        self._happened("add_column" if default else "add_column_without_default", table)
+        self.database.add_column(table, default=default)
+
+    def _log_lost(self) -> None:
+        self._happened("log_lost")
+        self.checks.exact = False
+        self.database.lose_log()
+
+    def _table_lost(self) -> None:
+        table = self.rng.choice(self._tables)
+        self._happened("table_lost", table)
+        self.checks.exact = False
+        self.database.lose_table(table)
+
+    def _restore(self) -> None:
+        if self.database.restore():
+            self._happened("restore", self.database.lsn)
+            self.checks.exact = False
+
+    def _replace_server(self) -> None:
+        self._happened("restore", "on another server")
+        self.checks.exact = False
+        self.database.replace_server()
+
+    def _request(self) -> None:
+        table = self.rng.choice((None, *self._tables))
+        self._happened("request", table)
+        self.state.asked.append(Request(f"request-{self.rng.random()}", table, "asked for by a person"))
+
+    def _new_table(self) -> None:
+        """A table is added to the configuration, and the publisher restarted."""
+        if NEW_TABLE not in self._tables:
+            self._happened("new_table")
+            self.database.add_table(NEW_TABLE)
+            self._tables.append(NEW_TABLE)
+            for process in list(self.processes):
+                self._end(process)
+
+    # --- the truth ----------------------------------------------------------------------------------------------
+
+    def _compare(self) -> None:
+        for table in self._tables:
+            expected = {(id_,): row for id_, row in self.database.newest[table].items()}
+            found = self.items.rows(table) if self.direct else self.target.tables.rows.get(table, {})
+            for key in sorted(expected.keys() | found.keys()):  # type: ignore[type-var]
+                self._compare_row(table, key[0], expected.get(key), found.get(key))
+
+    def _compare_row(self, table: str, id_: Any, expected: Row | None, found: Row | None) -> None:
+        if expected is None or found is None:
+            same = expected is found
+        else:
+            same = all(found.get(name) == value for name, value in expected.items())
+        if same:
+            return
+        if poison(expected):
+            key = orjson.dumps([id_]).decode()
+            if any(letter[:2] == (table, key) for letter in (*self.state.letters, *self.target.tables.letters)):
+                return
+        raise Violation(f"{table} {id_}: the source has {expected}, the target {found}")
+
+
+def simulate(seed: int, *, trace: bool = False) -> World:
+    """Run one seed; raises Violation."""
+    world = World(seed, trace=trace)
+    world.run()
+    return world
