@@ -183,6 +183,7 @@ class Publisher:
         self._frontier = replace(self._frontier, epoch=self._checkpoint.epoch, position=position, commit=commit)
         self._complete = self._started = True
         self._forget_chunk()
+        self._open_resyncs()
 
     def _position_lost(self, lost: PositionLost) -> None:
         """A gap: the tables concerned are resynced, the others go on where they were."""
@@ -397,6 +398,19 @@ class Publisher:
         self._finish_requests()
         failpoint("publisher.requests.finished")
 
+    def _open_resyncs(self) -> None:
+        """Before anything else of a resync's epoch, its opening markers: what a change brings counts as found, so that
+        a chunk may leave it out.
+        """
+        tables = dict(self._frontier.tables)
+        items: list[LaneItem] = []
+        for name, table in tables.items():
+            if table.phase == TablePhase.SNAPSHOT and not table.opened:
+                items.extend(self._markers(self._frontier.schemas[name], table.resync, "open"))
+                tables[name] = replace(table, opened=True)
+        if items:
+            self._offer(items, tables=tables)
+
     def _snapshot(self) -> None:
         """Read the next chunk of the first table that needs one, and send it when its time has come."""
         pending = [name for name, table in self._frontier.tables.items() if table.phase == TablePhase.SNAPSHOT]
@@ -439,18 +453,17 @@ class Publisher:
         schema = self._mapping.schema(chunk.schema)
         progress = self._frontier.tables[table]
         version = pack_version(self._checkpoint.epoch, self._frontier.commit, HIGHEST_ORDINAL)
-        items: list[LaneItem] = [] if progress.opened else self._markers(schema, progress.resync, "open")
-        items.extend(
+        items: list[LaneItem] = [
             ChangeEvent(schema, UPSERT, version, chunk.time, key, row, "read")
             for key, row in self._mapping.rows(chunk.schema, list(rows))
-        )
+        ]
         phase = TablePhase.SNAPSHOT
         if chunk.cursor is None:
             items.extend(self._markers(schema, progress.resync, "close"))
             phase = TablePhase.STREAM if self._sink.carries_markers else TablePhase.SWEEP
         if chunk.rejected:
             self._keep(chunk.rejected)
-        after = replace(progress, phase=phase, opened=True, cursor=chunk.cursor, rows=progress.rows + len(chunk.rows))
+        after = replace(progress, phase=phase, cursor=chunk.cursor, rows=progress.rows + len(chunk.rows))
         self._offer(items, tables={**self._frontier.tables, table: after})
         self._chunk_number = self._frontier.number
         failpoint("publisher.chunk.offered")
