@@ -9,9 +9,11 @@ import pytest
 
 from lab.parts import PostgresServer
 
+NewDatabase = Callable[[], str]
 
-@pytest.fixture
-def new_database(postgres_cluster: PostgresServer) -> Iterator[Callable[[], str]]:
+
+@pytest.fixture(scope="module")
+def new_database(postgres_cluster: PostgresServer) -> Iterator[NewDatabase]:
     """Makes an empty database and returns its URL; afterwards it goes with its sessions and replication slots."""
     names: list[str] = []
 

@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 import signal
+import time
+
+import psycopg
 
 from tests.acceptance.pipelines import Pipeline, Program, Role
+from tests.acceptance.workload import Connection
+from upwell.config import identifier
 
 # A service with work to do passes every place within moments; one that is not reached by then never is.
 REACHED_S = 30.0
+# What is passed once in a resync, or for one event, and not again and again.
+SELDOM = (
+    "publisher.start.epoch_saved",
+    "publisher.requests.finished",
+    "publisher.start.position_taken",
+    "publisher.dead_letters.kept",
+    "publisher.chunk.read",
+    "publisher.chunk.offered",
+    "publisher.swept",
+    "applier.swept",
+    "subscriber.shard.finished",
+)
 
 
 def die_at(pipeline: Pipeline, role: Role, place: str, *options: str, passage: int = 1) -> Program:
@@ -19,3 +36,16 @@ def die_at(pipeline: Pipeline, role: Role, place: str, *options: str, passage: i
         raise AssertionError(f"{place} was never reached: the program goes on") from error
     assert code == -signal.SIGKILL, f"{place} was never reached: the program ended with {code}"
     return program
+
+
+def drop_slot(source: Connection, pipeline: Pipeline) -> None:
+    """The source forgets what was to be published. Waits until the server has noticed that the publisher is gone."""
+    slot = identifier(pipeline.name)
+    deadline = time.monotonic() + REACHED_S
+    while True:
+        try:
+            source.execute("SELECT pg_drop_replication_slot(%s)", (slot,))
+            return
+        except psycopg.errors.ObjectInUse:
+            assert time.monotonic() < deadline, f"the slot {slot} is still in use"
+            time.sleep(0.05)

@@ -31,6 +31,7 @@ from tests.acceptance.compare import (
     shown,
 )
 from tests.acceptance.workload import KEYS, Workload
+from upwell.state.sqlite import SqliteState
 
 Role = Literal["publish", "subscribe"]
 
@@ -200,6 +201,16 @@ class Pipeline:
         letters = self.dead_letters()
         assert not letters, f"{len(letters)} dead letters:\n{shown(letters)}"
 
+    def state(self) -> SqliteState:
+        """The publisher's state file, as the command line uses it."""
+        return SqliteState(str(self.state_file), self.name)
+
+    def ask_for_resync(self, table: str | None = None) -> None:
+        """What `upwell resync` does, without the time that a command takes to start."""
+        state = self.state()
+        state.add_request(table, "a test asked")
+        state.release()
+
     def close(self) -> None:
         for program in self.programs:
             program.discard()
@@ -218,17 +229,15 @@ class Pipeline:
 
 
 @contextmanager
-def explained(pipeline: Pipeline, seed: int | None = None) -> Iterator[Pipeline]:
-    """A failure inside tells what the programs said; in the end they are gone."""
+def explained(pipeline: Pipeline, seed: int | None = None) -> Iterator[None]:
+    """A failure inside tells what the programs said."""
     try:
-        yield pipeline
+        yield
     except BaseException as error:
         if seed is not None:
-            error.add_note(f"seed {seed}")
+            error.add_note(f"UPWELL_TEST_SEED={seed}")
         error.add_note(pipeline.last_words())
         raise
-    finally:
-        pipeline.close()
 
 
 def new_seed() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from tests.acceptance.compare import Watch
@@ -55,7 +55,7 @@ def test_postgresql_through_kinesis_to_postgresql(
     create_tables(source)
     create_tables(target)
     pipeline = through_kinesis(tmp_path, source_url=source, target_url=target, kinesis_endpoint=kinesis_endpoint)
-    with explained(pipeline, seed):
+    with closing(pipeline), explained(pipeline, seed):
         pipeline.workload(seed).fill(40, ledger_rows=11_000)
         pipeline.workload(seed).fill(20)
         pipeline.run("track")
@@ -67,7 +67,7 @@ def test_sqlite_to_dynamodb(dynamodb_endpoint: str, tmp_path: Path) -> None:
     source = str(tmp_path / "source.db")
     create_tables(source)
     pipeline = into_dynamodb(tmp_path, source_url=source, dynamodb_endpoint=dynamodb_endpoint)
-    with explained(pipeline, seed):
+    with closing(pipeline), explained(pipeline, seed):
         pipeline.workload(seed).fill(40, ledger_rows=300)
         pipeline.run("track")
         survive(pipeline, (), seed)
