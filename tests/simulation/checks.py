@@ -45,6 +45,7 @@ class Checks:
         self.state: SimState | None = None
         self.happened: set[str] = set()  # what may be the cause of a resync
         self.exact = True  # False once changes were lost: a partial event may then meet a row that is too old
+        self._epoch_sent = 0
         self._at: dict[Address, int] = {}  # where in its history a reader of the target last saw a row
         self._incarnations: dict[int, int] = {}  # epoch → the database's incarnation
         self._verified: dict[int, int] = {}  # incarnation → everything up to this commit is known to be durable
@@ -87,6 +88,7 @@ class Checks:
             epoch = item.resync if isinstance(item, Marker) else unpack_version(item.version)[0]
             if epoch > self.state.checkpoint.epoch:
                 raise Violation(f"lane {lane}: traffic of epoch {epoch}, which is not saved")
+            self._epoch_sent = max(self._epoch_sent, epoch)
             if isinstance(item, ChangeEvent):
                 self._check_content(item)
 
@@ -134,8 +136,8 @@ class Checks:
 
     def saving(self, before: Checkpoint | None, after: Checkpoint) -> None:
         """A checkpoint is about to be saved."""
-        if before is not None and (after.epoch < before.epoch or after.term < before.term):
-            raise Violation("epoch or term went back")
+        if after.epoch < self._epoch_sent:
+            raise Violation(f"epoch {after.epoch} is saved after {self._epoch_sent} was sent")
         if before is not None and after.epoch > before.epoch:
             self._check_causes(before, after)
         if after.position is not None:

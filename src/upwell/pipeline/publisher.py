@@ -104,6 +104,7 @@ class Publisher:
         self._started = False  # the source reads on from the frontier, in the checkpoint's epoch
         self._complete = True  # the last window did not end inside a transaction
         self._highest_commit = 0  # of any event offered: a chunk stamped below it would look old
+        self._predecessor = 0  # a publisher before this one may have delivered up to this commit, checkpoint or not
         self._asked: list[tuple[Request, bool]] = []  # requests that the next resync answers; True: by a subscriber
         self._sweeping: tuple[str, Future[int]] | None = None
         self._repairs: Future[Sequence[Request]] | None = None
@@ -132,6 +133,7 @@ class Publisher:
         )
         self._adopt(self._sources.values())
         self._start()
+        self._predecessor = self._source.head()
 
     def close(self) -> None:
         """Save what was acknowledged and let go of the lease."""
@@ -174,7 +176,7 @@ class Publisher:
                 position, commit = self._source.start(None, self._checkpoint.epoch)
                 failpoint("publisher.start.position_taken")
                 self._save(replace(self._checkpoint, position=position, commit=commit))
-                self._highest_commit = 0
+                self._highest_commit = self._predecessor = 0
             else:
                 position, commit = self._source.start(self._frontier.position, self._checkpoint.epoch)
         except PositionLost as lost:
@@ -228,8 +230,8 @@ class Publisher:
         self._sweep()
         if not self._started:
             self._start()
-        if self._wanted and self._between_transactions():
-            # A new epoch begins when all of the old one is durable, else a crash would re-read old states as new.
+        if self._wanted and self._between_transactions() and self._frontier.commit >= self._predecessor:
+            # A new epoch begins when all of the old one is durable, else old states would be read again as new.
             if not self.delivery.idle or self._unsaved is not None:
                 self._checkpoint_at = 0.0
                 return False
