@@ -85,7 +85,7 @@ def test_a_subscriber_that_dies(pipeline: Pipeline, place: str, kinesis_endpoint
 
 
 def test_a_place_that_is_never_reached_fails(pipeline: Pipeline) -> None:
-    with pytest.raises(AssertionError, match="publisher.nowhere was never reached"):
+    with pytest.raises(AssertionError, match=r"publisher\.nowhere was never reached"):
         die_at(pipeline, "publish", "publisher.nowhere", "--once")
 
 
