@@ -100,6 +100,7 @@ class Publisher:
         self._chunk_number = 0  # the offer that held the last chunk: the next chunk waits until that is saved
         self._saved_number = 0
         self._unsaved: Progress | None = None  # acknowledged, not yet in the checkpoint
+        self._refused: list[Rejection] = []  # by the sink, not yet among the dead letters
         self._saved: Progress | None = None  # what was last put into the checkpoint
         self._started = False  # the source reads on from the frontier, in the checkpoint's epoch
         self._complete = True  # the last window did not end inside a transaction
@@ -312,11 +313,13 @@ class Publisher:
 
     def _collect(self) -> None:
         mark, rejected = self.delivery.collect()
-        if rejected:
-            self._keep(rejected)
+        self._refused.extend(rejected)
         if mark is not None and mark.epoch == self._checkpoint.epoch:
             self._unsaved = mark
             failpoint("publisher.acknowledged")
+        if self._refused:
+            self._keep(self._refused)
+            self._refused.clear()
         if self._unsaved is None:
             return
         chunk_done = self._saved_number < self._chunk_number <= self._unsaved.number
