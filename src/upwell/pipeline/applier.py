@@ -24,6 +24,7 @@ from upwell.model import (
     Marker,
     TableSchema,
     Value,
+    pack_version,
 )
 from upwell.ports import Clock, LaneState, Request, ResyncState, Target, TargetTransaction
 
@@ -131,8 +132,10 @@ def _mark(result: Plan, state: LaneState, marker: Marker) -> None:
     if marker.phase == "close":
         result.closed.append(marker)
     elif marker.resync > state.resyncs.get(table, 0):
-        # One that is not newer is a record that landed late.
+        # One that is not newer is a record that landed late. What is older than the resync is of the past from here
+        # on, even where the lane has nothing newer yet: read again, it would pass for something that was found.
         state.resyncs[table] = marker.resync
+        state.version = max(state.version, pack_version(marker.resync, 0, 0))
         result.opened[table] = max(marker.resync, result.opened.get(table, 0))
 
 
