@@ -107,7 +107,7 @@ class Publisher:
         self._highest_commit = 0  # of any event offered: a chunk stamped below it would look old
         self._predecessor = 0  # a publisher before this one may have delivered up to this commit, checkpoint or not
         self._asked: list[tuple[Request, bool]] = []  # requests that the next resync answers; True: by a subscriber
-        self._sweeping: tuple[str, Future[int]] | None = None
+        self._sweeping: tuple[str, TableProgress, Future[int]] | None = None
         self._repairs: Future[Sequence[Request]] | None = None
         self._requests_at = self._repairs_at = self._sweep_at = self._checkpoint_at = 0.0
         self.caught_up = False  # the source had nothing more and all of it is in the checkpoint
@@ -494,12 +494,12 @@ class Publisher:
         for name, table in self._checkpoint.tables.items():
             if table.phase == TablePhase.SWEEP:
                 sweep = partial(self._sink.sweep, self._checkpoint.schemas[name], pack_version(table.resync, 0, 0))
-                self._sweeping = name, self._background(sweep)
+                self._sweeping = name, table, self._background(sweep)
                 return
 
     def _end_sweep(self) -> None:
         assert self._sweeping is not None
-        name, future = self._sweeping
+        name, swept, future = self._sweeping
         if not future.done():
             return
         self._sweeping = None
@@ -508,9 +508,9 @@ class Publisher:
             return
         future.result()
         failpoint("publisher.swept")
-        table = self._frontier.tables[name]
-        if table.phase == TablePhase.SWEEP and table == self._checkpoint.tables[name]:
-            self._offer([], tables={**self._frontier.tables, name: replace(table, phase=TablePhase.STREAM)})
+        # A table that has begun another resync meanwhile, or wants one, needs a sweep of its own.
+        if self._frontier.tables[name] == swept:
+            self._offer([], tables={**self._frontier.tables, name: replace(swept, phase=TablePhase.STREAM)})
 
 
 def dead_letter(pipeline: str, rejection: Rejection, now: str) -> DeadLetter:
