@@ -169,6 +169,7 @@ class Decoder:
         self._skip = 0  # up to this ordinal the transaction's changes were returned before
         self._tables: dict[int, Table | None] = {}
         self._names: dict[int, str] = {}
+        self.newest_xid: int | None = None  # of the transactions that it saw
         self._time = ""
         self._xid = self._commit = 0
         self._handlers: dict[int, Callable[[bytes], None]] = {
@@ -206,6 +207,9 @@ class Decoder:
         self.transaction = Transaction(commit, xid, iso_time(micros))
         self.ordinal = 0
         self._commit, self._xid, self._time = commit, xid, self.transaction.time
+        # Ids are 32 bits that start anew at some time: newer is what is less than half the circle ahead.
+        if self.newest_xid is None or 0 < (xid - self.newest_xid) % 2**32 < 2**31:
+            self.newest_xid = xid
         self._skip = self._returned[1] if self._returned[0] == commit else 0
 
     def _on_commit(self, message: bytes) -> None:

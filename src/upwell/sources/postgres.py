@@ -13,7 +13,7 @@ from upwell.model import Chunk, Cursor, Position, TableName, TableSchema, TableS
 from upwell.ports import Clock
 from upwell.sources.pgoutput import Decoder, Relation, Table, Values, format_lsn
 from upwell.sources.postgres_catalog import Catalog, CatalogTable
-from upwell.sources.postgres_chunks import RowReader, begin, moment, read_cursor, write_cursor
+from upwell.sources.postgres_chunks import RowReader, begin, moment, next_xid, read_cursor, whole_xid, write_cursor
 from upwell.sources.postgres_place import Place, Server, Slot, why_lost
 from upwell.sources.postgres_requirements import check_requirements, create_slot, drop_slot, find_slot
 from upwell.sources.postgres_session import ReplicationConnection, connect, quote_ident, translated
@@ -28,7 +28,7 @@ TICK_S: Final = 0.001  # while changes keep coming: waking up for each one costs
 HOT_S: Final = 0.1
 MESSAGES_PER_LOOK: Final = 1024  # how many messages between two looks at the clock
 RELEASE_S: Final = 10.0  # how long the server may take to notice that a connection was closed
-VISIBLE_S: Final = 30.0  # how long a commit may wait for a synchronous standby before we try again later
+VISIBLE_S: Final = 5.0  # how long a commit may wait for a synchronous standby before we try again later
 RATE_S: Final = 600.0  # over how long the log's growth is measured
 
 
@@ -51,10 +51,11 @@ class PostgresSource:
         self._last_pid = 0  # of the server's process that last read the slot for us
         self._decoder: Decoder | None = None
         self._place: Place | None = None
+        self._near_xid = 0  # tells which circle of 32-bit ids the transactions are in
         self._position = Position("")  # of the window returned last
         self._unfinished = (0, 0)  # (commit, ordinal) up to which it returned a transaction that goes on
         self._known: dict[str, TableSchema] = {}
-        self._published: set[str] = set()
+        self._published: set[str] | None = None  # the tables, as `tables` told them last
         self._epoch = 0
         self._confirmed = 0
         self._fed_back_at = 0.0
@@ -70,9 +71,9 @@ class PostgresSource:
             published = [table for table in catalog.selected() if table.published is not None]
             schemas = [catalog.schema(table) for table in published]
             names = {schema.table for schema in schemas}
-            if names - self._published:
+            if self._published is not None and names - self._published:
                 # What was running when a table was added may have changed it unseen: chunks must contain that.
-                self._barrier = max(self._barrier, moment(sql).snapshot.xmax)
+                self._barrier = max(self._barrier, next_xid(sql))
             self._published = names
             return schemas
 
@@ -114,7 +115,7 @@ class PostgresSource:
     def start_chunks(self) -> None:
         """See ports.Source: chunks wait until all that was running now has ended."""
         with self._session() as (sql, _):
-            self._barrier = moment(sql).snapshot.xmax
+            self._barrier = max(next_xid(sql), self._place.next_xid if self._place else 0)
 
     def chunk(self, schema: TableSchema, cursor: Cursor | None, limit: int) -> Chunk | None:
         """See ports.Source. The chunk's schema is the table's as it is now."""
@@ -206,7 +207,7 @@ class PostgresSource:
             slot = find_slot(sql, self._slot)
         if slot is None:
             raise TransientError(f"The new replication slot {self._slot} has gone again.", code="UW-PG-011")
-        return Place(slot.confirmed, server.system, server.timeline, server.database, self._slot, server.next_xid)
+        return Place(slot.confirmed, server.system, server.timeline, server.database, self._slot, 0)
 
     def _resume(self, place: Place, position: Position) -> None:
         """Connect and stream from the place. Raises PositionLost where the server hasn't all that follows."""
@@ -226,7 +227,8 @@ class PostgresSource:
             stream.start(self._slot, place.lsn, self._publication)
             stream.feedback(self._confirmed, self._clock.now())
             self._fed_back_at = self._clock.monotonic()
-        self._place = replace(place, timeline=server.timeline, next_xid=max(place.next_xid, server.next_xid))
+        self._place = replace(place, timeline=server.timeline)
+        self._near_xid = server.next_xid
         self._position = position
         self._decoder = Decoder(
             self._epoch, place.lsn, self._table, self._fetch, known=self._known, returned=self._unfinished
@@ -250,8 +252,7 @@ class PostgresSource:
             "SELECT oid, pg_is_in_recovery() FROM pg_database WHERE datname = current_database()"
         ).fetchone()
         assert row is not None
-        now = moment(sql)
-        return Server(system, timeline, row[0], now.lsn, now.snapshot.xmax, row[1])
+        return Server(system, timeline, row[0], moment(sql).lsn, next_xid(sql), row[1])
 
     def _read(self, decoder: Decoder, limit: int, wait_s: float) -> bool:
         """Feed the decoder until the window is full (True) or there is no more for now (False)."""
@@ -303,7 +304,7 @@ class PostgresSource:
             self._awaited = 0
         assert self._place is not None
         if decoder.position != self._place.lsn:
-            self._place = replace(self._place, lsn=decoder.position)
+            self._place = replace(self._place, lsn=decoder.position, next_xid=self._next_xid(decoder))
             self._position = self._place.to_position()
         return Window(
             taken.events,
@@ -315,6 +316,13 @@ class PostgresSource:
             taken.schemas,
             taken.resync,
         )
+
+    def _next_xid(self, decoder: Decoder) -> int:
+        assert self._place is not None
+        if decoder.newest_xid is None:
+            return self._place.next_xid
+        newest = whole_xid(decoder.newest_xid, self._near_xid)
+        return max(self._place.next_xid, newest + 1)
 
     def _feed_back(self, interval_s: float) -> None:
         """Tell the server the confirmed position, and that we live, unless we did within the interval."""

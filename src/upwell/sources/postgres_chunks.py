@@ -31,8 +31,8 @@ class Snapshot:
     """Which transactions a read sees: as pg_current_snapshot() says it."""
 
     xmin: int  # all before have ended
-    xmax: int  # none from here on had begun, or it had not ended
-    running: frozenset[int]
+    xmax: int  # none from here on has ended, though some may be in progress
+    running: frozenset[int]  # in between
 
     @classmethod
     def parse(cls, text: str) -> Snapshot:
@@ -42,12 +42,13 @@ class Snapshot:
 
     def contains(self, xid: int) -> bool:
         """Whether it sees a committed transaction, by the lower 32 bits of its top-level id."""
-        full = (self.xmax & -_XIDS) | xid
-        if full > self.xmax + _XIDS // 2:
-            full -= _XIDS
-        elif full < self.xmax - _XIDS // 2:
-            full += _XIDS
+        full = whole_xid(xid, self.xmax)
         return full < self.xmin or (full < self.xmax and full not in self.running)
+
+
+def whole_xid(xid: int, near: int) -> int:
+    """The 64 bits of a transaction's id that is within two billion of another."""
+    return near + (xid - near + _XIDS // 2) % _XIDS - _XIDS // 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,18 @@ def moment(connection: psycopg.Connection[tuple[Any, ...]]) -> Moment:
     assert row is not None
     text, lsn, micros = row
     return Moment(Snapshot.parse(text), int(lsn), iso_time(int(micros)))
+
+
+def next_xid(connection: psycopg.Connection[tuple[Any, ...]]) -> int:
+    """Above the id of every transaction that began before. Nothing but taking one tells that, so on a standby, which
+    has none to give, it is only above those that have ended.
+    """
+    row = connection.execute("SELECT NOT pg_is_in_recovery()").fetchone()
+    if row == (True,):
+        row = connection.execute("SELECT txid_current()").fetchone()
+        assert row is not None
+        return int(row[0])
+    return moment(connection).snapshot.xmax
 
 
 # The end of the log is asked for after the snapshot was taken, so nothing that it sees lies beyond.

@@ -22,7 +22,7 @@ class Place:
     timeline: int
     database: int  # pg_database.oid
     slot: str
-    next_xid: int  # no transaction from here on had begun when it was last looked at
+    next_xid: int  # above the id of every transaction that has been read; 0: none has
 
     def to_position(self) -> Position:
         """As the checkpoint keeps it."""
@@ -60,7 +60,7 @@ class Server:
     timeline: int
     database: int
     lsn: int  # where its log ends
-    next_xid: int
+    next_xid: int  # above the id of every transaction that has begun
     standby: bool
 
 

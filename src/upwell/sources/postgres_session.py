@@ -28,6 +28,7 @@ _SETTINGS: Final[Mapping[str, str]] = {
     "statement_timeout": "0",
     "lock_timeout": "30s",
     "idle_in_transaction_session_timeout": "0",
+    "default_transaction_read_only": "off",  # chunks are read in READ ONLY transactions all the same
     # What we write ourselves (logical messages) need not wait for a standby.
     "synchronous_commit": "local",
 }

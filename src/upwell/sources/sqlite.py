@@ -501,7 +501,9 @@ def _log_state(connection: sqlite3.Connection) -> tuple[str, int, int]:
     sql = (
         "SELECT (SELECT value FROM _upwell_meta WHERE name = 'file'), "
         "(SELECT value FROM _upwell_meta WHERE name = 'confirmed'), "
-        "coalesce((SELECT seq FROM sqlite_sequence WHERE name = '_upwell_log'), 0)"
+        # A statement that ends by OR FAIL keeps its entries, but not the number that AUTOINCREMENT has come to.
+        "max(coalesce((SELECT seq FROM sqlite_sequence WHERE name = '_upwell_log'), 0), "
+        "coalesce((SELECT max(id) FROM _upwell_log), 0))"
     )
     file, confirmed, newest = connection.execute(sql).fetchone()
     return file, confirmed, newest

@@ -11,7 +11,7 @@ import re
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from upwell.errors import OperatorError
 from upwell.model import Column, Kind, TableName, TableSchema, TableSelection
@@ -67,13 +67,22 @@ class KeyColumn:
         return self.collation.upper() == "BINARY" and not self.typed
 
 
+class IndexTerm(NamedTuple):
+    """One of the values that an index is made of."""
+
+    column: str | None  # None: an expression
+    expression: str  # SQL over the table's columns
+    collation: str
+
+
 @dataclass(frozen=True, slots=True)
 class UniqueIndex:
     """A UNIQUE constraint or index besides the primary key."""
 
     name: str
-    columns: tuple[tuple[str, str], ...]  # (column, collation)
-    plain: bool  # neither over a part of the rows nor over expressions
+    terms: tuple[IndexTerm, ...]
+    where: str = ""  # SQL: the rows that the index covers, where that is not all
+    understood: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +91,7 @@ class Table:
 
     name: str
     schema: TableSchema
+    all_columns: tuple[str, ...]  # also those that were not selected
     key: tuple[KeyColumn, ...]
     unique: tuple[UniqueIndex, ...]
     key_may_be_null: bool
@@ -160,7 +170,7 @@ def _read_table(connection: sqlite3.Connection, name: str, selection: TableSelec
             code="UW-SL-012",
         )
     primary, unique = _indexes(connection, name)
-    collations = {} if primary is None else dict(primary.columns)
+    collations = {} if primary is None else {term.column: term.collation for term in primary.terms}
     chosen = _chosen_columns(name, [column[1] for column in info], key_names, selection)
     columns = tuple(
         # A generated column brings values to the rows that exist, as a default does.
@@ -170,6 +180,7 @@ def _read_table(connection: sqlite3.Connection, name: str, selection: TableSelec
     )
     return Table(
         name=name,
+        all_columns=tuple(column[1] for column in info),
         schema=TableSchema(str(TableName("main", name)), columns, tuple(key_names), "sqlite"),
         key=tuple(
             KeyColumn(c[1], collations.get(c[1], "BINARY"), typed=affinity_of(c[2]) == "BLOB" or c[2].upper() == "ANY")
@@ -203,18 +214,58 @@ def _key_in_order(connection: sqlite3.Connection, table: str, key: list[str], pr
 def _indexes(connection: sqlite3.Connection, table: str) -> tuple[UniqueIndex | None, tuple[UniqueIndex, ...]]:
     """The primary key's index, None where the key is the rowid itself, and the other unique indexes."""
     primary, others = None, []
-    listed = connection.execute('SELECT name, origin, partial FROM pragma_index_list(?) WHERE "unique"', (table,))
-    for name, origin, partial in listed.fetchall():
-        rows = connection.execute(
+    listed = connection.execute('SELECT name, origin FROM pragma_index_list(?) WHERE "unique"', (table,))
+    for name, origin in listed.fetchall():
+        columns = connection.execute(
             "SELECT name, coll FROM pragma_index_xinfo(?) WHERE key ORDER BY seqno", (name,)
         ).fetchall()
-        plain = not partial and all(column is not None for column, _ in rows)
-        index = UniqueIndex(name, tuple((column, collation) for column, collation in rows if column), plain)
+        # Indexes of constraints have no SQL, and neither expressions nor conditions.
+        created = connection.execute("SELECT sql FROM sqlite_master WHERE type = 'index' AND name = ?", (name,))
+        (sql,) = created.fetchone() or (None,)
+        expressions, where = ([], "") if sql is None else parse_index(sql)
+        understood = sql is None or len(expressions) == len(columns)
+        terms = tuple(
+            IndexTerm(column, quoted(column) if column else expressions[n] if understood else "", collation)
+            for n, (column, collation) in enumerate(columns)
+        )
         if origin == "pk":
-            primary = index
+            primary = UniqueIndex(name, terms)
         else:
-            others.append(index)
+            others.append(UniqueIndex(name, terms, where, understood))
     return primary, tuple(sorted(others, key=lambda index: index.name))
+
+
+_TOKEN = re.compile(
+    r"""(?P<text>'(?:[^']|'')*'|"(?:[^"]|"")*"|`(?:[^`]|``)*`|\[[^\]]*\])"""
+    r"""|(?P<comment>--[^\n]*|/\*.*?(?:\*/|\Z))|(?P<word>\w+)|(?P<other>.)""",
+    re.DOTALL,
+)
+_DIRECTION = re.compile(r"\s+(ASC|DESC)\s*", re.IGNORECASE)
+
+
+def parse_index(sql: str) -> tuple[list[str], str]:
+    """The expressions that a CREATE INDEX statement lists, and its WHERE, which is empty where it has none."""
+    terms, depth, listed, where = [""], 0, False, ""
+    tokens = list(_TOKEN.finditer(sql))
+    for n, token in enumerate(tokens):
+        kind, text = token.lastgroup, " " if token.lastgroup == "comment" else token.group()
+        if kind == "word" and depth == 0 and listed and text.upper() == "WHERE":
+            where = "".join(" " if rest.lastgroup == "comment" else rest.group() for rest in tokens[n + 1 :])
+            break
+        depth -= kind == "other" and text == ")"
+        if depth > 0 and not listed:
+            if depth == 1 and kind == "other" and text == ",":
+                terms.append("")
+            else:
+                terms[-1] += text
+        listed = listed or (depth == 0 and kind == "other" and text == ")")
+        depth += kind == "other" and text == "("
+    return [_without_direction(term) for term in terms], where.strip()
+
+
+def _without_direction(term: str) -> str:
+    found = _DIRECTION.search(term, max(0, len(term.rstrip()) - len(" DESC")))
+    return term.strip() if found is None or found.end() != len(term) else term[: found.start()].strip()
 
 
 def _chosen_columns(table: str, names: list[str], key: list[str], selection: TableSelection) -> set[str]:

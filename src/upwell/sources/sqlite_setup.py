@@ -131,12 +131,12 @@ def _tracking(connection: sqlite3.Connection, tables: Sequence[Table]) -> Findin
 
 def _surprises(table: Table) -> Iterator[Finding]:
     for index in table.unique:
-        if not index.plain:
+        if not index.understood:
             yield Finding(
                 "warn",
                 "UW-SL-014",
-                f"The unique index {index.name} of table {table.name} covers a part of the rows, or expressions: a "
-                "row that REPLACE removes because of it is removed from the target by the next resync only.",
+                f"The SQL of the unique index {index.name} of table {table.name} was not understood: a row that "
+                "REPLACE removes because of it is removed from the target by the next resync only.",
                 "Avoid REPLACE there, or have every program that uses it run: PRAGMA recursive_triggers = ON",
             )
     if table.key_may_be_null:

@@ -13,7 +13,7 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from upwell.sources.sqlite_catalog import PREFIX, KeyColumn, Table, quoted
+from upwell.sources.sqlite_catalog import PREFIX, IndexTerm, KeyColumn, Table, UniqueIndex, quoted
 
 _NOW = "strftime('%Y-%m-%dT%H:%M:%fZ','now')"
 _OWN_NAMES: Final = ("_upwell_log", "_upwell_meta", "_upwell_tables")
@@ -130,14 +130,23 @@ def _differs(column: KeyColumn) -> str:
 
 def _conflicts(table: Table) -> list[str]:
     """A condition for each unique index: row `r` holds the new row's unique value."""
-    indexes = [index.columns for index in table.unique if index.plain]
+    indexes = [index for index in table.unique if index.understood]
     if not all(column.exact for column in table.key):
         # A row that REPLACE removes has a key that is equal for SQLite, but another one for us.
-        indexes.append(tuple((column.name, column.collation) for column in table.key))
-    return [
-        " AND ".join(f"r.{quoted(name)} COLLATE {quoted(collation)} = NEW.{quoted(name)}" for name, collation in index)
-        for index in indexes
-    ]
+        terms = tuple(IndexTerm(column.name, quoted(column.name), column.collation) for column in table.key)
+        indexes.append(UniqueIndex("", terms))
+    return [_conflict(table, index) for index in indexes]
+
+
+def _conflict(table: Table, index: UniqueIndex) -> str:
+    # Names in an index's SQL are never qualified: they mean the row's columns, and in the subquery the new row's.
+    new_row = ", ".join(f"NEW.{quoted(name)} AS {quoted(name)}" for name in table.all_columns)
+    conditions = []
+    for term in index.terms:
+        new = f"NEW.{quoted(term.column)}" if term.column else f"(SELECT {term.expression} FROM (SELECT {new_row}))"
+        old = f"r.{quoted(term.column)}" if term.column else f"({term.expression})"
+        conditions.append(f"{old} COLLATE {quoted(term.collation)} = {new}")
+    return " AND ".join([*conditions, f"({index.where})"] if index.where else conditions)
 
 
 def _literal(text: str) -> str:
