@@ -38,7 +38,7 @@ class Read(NamedTuple):
 
     @property
     def at_tip(self) -> bool:
-        """There was nothing to read when asked.
+        """There was nothing to read when asked; of a closed shard only `next_iterator` None is the end.
 
         Kinesis gives empty answers before the tip too, but then says how far behind they are; kinesalite never says,
         but gives an empty answer only at the tip.
