@@ -156,7 +156,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def differences(source: Rows, target: Rows, tables: Sequence[str] = tuple(KEYS)) -> list[str]:
+def differences(source: Rows, target: Rows, tables: Sequence[str]) -> list[str]:
     """A sentence for each row that is missing, that is too many or that has a wrong value in the target."""
     found = []
     for table in tables:
@@ -191,12 +191,7 @@ def shown(sentences: Sequence[str]) -> str:
 
 
 def await_equal(
-    source: Rows,
-    target: Rows,
-    *,
-    within_s: float,
-    check: Callable[[], None],
-    tables: Sequence[str] = tuple(KEYS),
+    source: Rows, target: Rows, tables: Sequence[str], *, within_s: float, check: Callable[[], None]
 ) -> None:
     """Returns when source and target are equal. `check` raises where waiting makes no sense any more."""
     deadline = time.monotonic() + within_s
@@ -219,8 +214,8 @@ class Watch:
     """
 
     target: Rows
-    making_way: Sequence[str] = ()
     tables: Sequence[str] = TABLES
+    making_way: Sequence[str] = ()
     pause_s: float = 0.01
     reads: int = 0
     changes_seen: int = 0

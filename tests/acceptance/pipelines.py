@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,6 +128,10 @@ class Pipeline:
         return self.folder / "upwell-state.db"
 
     @property
+    def tables(self) -> Sequence[str]:
+        return tuple(self.configuration["tables"])
+
+    @property
     def subscribed(self) -> bool:
         """Whether a subscriber belongs to it."""
         return "subscriber" in self.configuration
@@ -173,7 +177,7 @@ class Pipeline:
 
     def assert_equal(self) -> None:
         """Now, without waiting."""
-        found = differences(self.source, self.target)
+        found = differences(self.source, self.target, self.tables)
         assert not found, f"{len(found)} rows are wrong:\n{shown(found)}"
 
     def await_equal(self, within_s: float = EQUAL_S) -> None:
@@ -184,7 +188,7 @@ class Pipeline:
             ended = [program.log.name for program in running if not program.running]
             assert not ended, f"ended while others waited for it: {', '.join(ended)}"
 
-        await_equal(self.source, self.target, within_s=within_s, check=check)
+        await_equal(self.source, self.target, self.tables, within_s=within_s, check=check)
 
     def dead_letters(self) -> list[str]:
         """What was put aside on either side: table, key, reason."""
@@ -254,25 +258,31 @@ _KEYS_FOR_LOCAL_SERVERS = {
 
 
 def through_kinesis(
-    folder: Path, *, source_url: str, target_url: str, kinesis_endpoint: str, shards: int = 4, lanes: int = 64
+    folder: Path,
+    *,
+    source_url: str,
+    target_url: str,
+    kinesis_endpoint: str,
+    shards: int = 4,
+    keys: Mapping[str, Sequence[str]] = KEYS,
 ) -> Pipeline:
-    """Any source → a new Kinesis stream → PostgreSQL."""
+    """Any source → a new Kinesis stream → PostgreSQL. `keys`: the tables, each with the columns of its key."""
     name = f"acc-{uuid.uuid4().hex[:10]}"
     create_stream(kinesis_endpoint, name, shards)
-    kinesis = {"stream": name, "region": REGION, "endpoint_url": kinesis_endpoint, "lanes": lanes}
+    kinesis = {"stream": name, "region": REGION, "endpoint_url": kinesis_endpoint}
     configuration = {
         "pipeline": name,
         "source": {"url": _url(source_url), "poll_interval": "200ms"},
         "destination": {"kinesis": kinesis},
         "subscriber": {"target": target_url},
-        "tables": {table: {} for table in KEYS},
+        "tables": {table: {} for table in keys},
     }
     pipeline = Pipeline(
         folder,
         name,
         configuration,
-        _rows(source_url),
-        PostgresRows(target_url),
+        _rows(source_url, keys),
+        PostgresRows(target_url, keys),
         source_url,
         target_url,
         environ=dict(_KEYS_FOR_LOCAL_SERVERS),
@@ -296,7 +306,7 @@ def into_dynamodb(folder: Path, *, source_url: str, dynamodb_endpoint: str) -> P
         folder,
         name,
         configuration,
-        _rows(source_url),
+        _rows(source_url, KEYS),
         DynamoDbRows(dynamodb_endpoint, prefix),
         source_url,
         environ=dict(_KEYS_FOR_LOCAL_SERVERS),
@@ -309,8 +319,8 @@ def _url(source: str) -> str:
     return source if source.startswith("postgresql://") else f"sqlite:///{source}"
 
 
-def _rows(source: str) -> Rows:
-    return PostgresRows(source) if source.startswith("postgresql://") else SqliteRows(source)
+def _rows(source: str, keys: Mapping[str, Sequence[str]]) -> Rows:
+    return PostgresRows(source, keys) if source.startswith("postgresql://") else SqliteRows(source, keys)
 
 
 def create_stream(endpoint: str, name: str, shards: int) -> None:
