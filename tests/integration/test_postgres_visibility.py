@@ -92,24 +92,36 @@ def test_no_stale_row_in_many_rounds(shop: Shop, writer: Writer) -> None:
     source.start_chunks()
     seen: dict[int, int] = {}
     stale = 0
-    for number in range(1, ROUNDS + 1):
-        ids = chance.sample(range(1, 6), 2)
-        writer.commit(f"UPDATE t SET n = {number} WHERE id IN ({ids[0]}, {ids[1]})")
-        if chance.random() < 0.5:
-            shop.execute(f"UPDATE t SET n = {number} WHERE id NOT IN ({ids[0]}, {ids[1]})")
-        if chance.random() < 0.7:
-            replica.take_window(wait_s=5.0)
-        chunk = wait_for_chunk(replica, source.tables()[0])
-        stale += any(b'",%d]' % number not in row for _, row in chunk.rows)
-        if chance.random() < 0.5:
-            replica.take_window(wait_s=0.01)
-        released_first = chance.random() < 0.5
-        if released_first:
-            writer.release()
-        replica.apply_chunk(chunk)
+
+    def look() -> None:
         for id_, n in replica.of("public.t"):
             assert n >= seen.get(id_, 0), "a reader saw the row go back in time"
             seen[id_] = n
+
+    for number in range(1, ROUNDS + 1):
+        ids = chance.sample(range(1, 6), 2)
+        writer.commit(f"UPDATE t SET n = {3 * number} WHERE id IN ({ids[0]}, {ids[1]})")
+        if chance.random() < 0.7:
+            replica.take_window(wait_s=5.0)
+            look()
+        for step in range(chance.randrange(3)):
+            shop.execute(f"UPDATE t SET n = {3 * number + step} WHERE id NOT IN ({ids[0]}, {ids[1]})")
+        chunk = wait_for_chunk(replica, source.tables()[0])
+        stale += any(
+            key in (b"[%d]" % id_ for id_ in ids) and not row.endswith(b",%d]" % (3 * number))
+            for key, row in chunk.rows
+        )
+        if chance.random() < 0.5:
+            replica.take_window(limit=1, wait_s=0.01)
+            look()
+        released_first = chance.random() < 0.5
+        if released_first:
+            writer.release()
+        replica.apply_chunk(chunk, limit=1)
+        look()
+        for _ in range(chance.randrange(3)):
+            replica.take_window(limit=1, wait_s=0.01)
+            look()
         if not released_first:
             writer.release()
     replica.take_all()
