@@ -399,6 +399,7 @@ class Publisher:
         self._save(replace(checkpoint, epoch=epoch, tables=tables))
         failpoint("publisher.start.epoch_saved")
         self._unsaved = None
+        self._chunk_number = 0  # a chunk of the epoch before is not waited for: it will not be saved
         self._frontier = replace(self._frontier, epoch=epoch, tables=tables)
         self._finish_requests()
         failpoint("publisher.requests.finished")
