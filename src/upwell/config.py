@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar, get_args
+from urllib.parse import parse_qsl, unquote
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -22,6 +23,7 @@ from upwell.mapping import TableRule
 from upwell.model import TableName
 from upwell.settings import (
     IDENTIFIER_BYTES_MAX,
+    SOURCE_SCHEMES,
     Config,
     DestinationSettings,
     DynamoDbItem,
@@ -37,6 +39,7 @@ _LATER: Final[Mapping[FieldPath, tuple[str, ...] | None]] = {
     ("limits", "uplink"): None,
     ("subscriber", "ordering"): ("transaction",),
     ("destination", "kinesis", "claim_check"): None,
+    ("destination", "kinesis", "control_table"): None,
 }
 
 # Parts of the file that only some roles read: what they hold from outside the file may be missing for the others.
@@ -55,6 +58,7 @@ class Pipeline:
     config: Config
     rules: tuple[TableRule, ...]  # in the order in which they are tried
     items: tuple[tuple[TableRule, DynamoDbItem], ...]  # for those rules that have one
+    left_out: tuple[str, ...] = ()  # why parts that were not needed are not there
 
     @property
     def name(self) -> str:
@@ -65,6 +69,25 @@ class Pipeline:
     def state(self) -> Path:
         """The publisher's state file; a relative path starts at the configuration's folder, not where we stand."""
         return self.file.absolute().parent / self.config.state
+
+    @property
+    def dialect(self) -> str:
+        """The source's, as in TableSchema."""
+        return SOURCE_SCHEMES[self.source().url.get_secret_value().partition("://")[0]]
+
+    @property
+    def secrets(self) -> frozenset[str]:
+        """What must never appear anywhere, in every form in which it might."""
+        config = self.config
+        urls = [
+            *([config.source.url] if config.source else []),
+            *([config.subscriber.target] if config.subscriber else []),
+            *([config.destination.proxy] if config.destination and config.destination.proxy else []),
+        ]
+        found = {password for url in urls for password in _passwords(url.get_secret_value())}
+        if config.masking is not None:
+            found.add(config.masking.key.get_secret_value())
+        return frozenset(found)
 
     @property
     def mask_key(self) -> bytes | None:
@@ -100,6 +123,17 @@ class Pipeline:
         return settings
 
 
+def _passwords(url: str) -> Iterator[str]:
+    """The URL's password, as it stands there and as it is."""
+    user_info, found, _ = url.partition("://")[2].rpartition("@")
+    if found and ":" in user_info:
+        password = user_info.partition(":")[2]
+        yield from (password, unquote(password))
+    for name, value in parse_qsl(url.partition("?")[2]):
+        if "password" in name:
+            yield value
+
+
 def identifier(pipeline: str) -> str:
     """A name for the pipeline's slot and publication: `upwell_` and the name, in letters that PostgreSQL takes."""
     name = "upwell_" + re.sub(r"[^a-z0-9_]", "_", pipeline)
@@ -121,10 +155,7 @@ def load(
     on this machine, and is then left out. `secret` fetches `${secretsmanager:ID}`.
     """
     document = read(file, environ, secret)
-    unneeded = {p.path[0] for p in document.problems if p.path and p.code in _UNFILLED} - set(needs)
-    unneeded &= OPTIONAL_PARTS
-    document.data = {key: value for key, value in document.data.items() if key not in unneeded}
-    problems = [p for p in document.problems if not p.path or p.path[0] not in unneeded]
+    problems = _leave_out(document, needs)
     problems += _later(document)
     config, wrong = _validated(document)
     # What could not be filled in makes its settings, and those around it, look wrong in other ways.
@@ -141,7 +172,16 @@ def load(
         config=config,
         rules=tuple(rule for rule, _ in rules),
         items=tuple((rule, item) for rule, item in rules if item is not None),
+        left_out=tuple(f"{field_name(p.path)}: {p.sentence}" for p in document.problems),
     )
+
+
+def _leave_out(document: Document, needs: Collection[str]) -> list[Problem]:
+    """Take the parts that are not needed and can't be filled in out of the data; the problems of the others."""
+    unfilled = {str(p.path[0]) for p in document.problems if p.path and p.code in _UNFILLED}
+    out = unfilled & (OPTIONAL_PARTS - set(needs))
+    document.data = {key: value for key, value in document.data.items() if key not in out}
+    return [p for p in document.problems if not p.path or p.path[0] not in out]
 
 
 def _later(document: Document) -> Iterator[Problem]:

@@ -227,9 +227,6 @@ class KinesisSettings(Settings):
     """Of packed records."""
     lanes: int = Field(default=DEFAULT_LANES, ge=1, le=LANES_MAX)
     """How many ordered virtual partitions the stream has; fixed for the life of a stream."""
-    control_table: DynamoDbName | None = None
-    """A DynamoDB table through which subscribers ask the publisher for repairs. Without it a person does, with
-    `upwell resync`."""
 
 
 class DynamoDbSettings(Settings):
@@ -267,6 +264,11 @@ class DestinationSettings(Settings):
     """An HTTP proxy on the way to AWS: `http://USER:${PASSWORD}@HOST:3128`. Default: what HTTPS_PROXY says."""
     ca_bundle: Path | None = None
     """A file of certificates to trust instead of the usual ones, for a proxy that looks inside."""
+
+    @property
+    def kind(self) -> Literal["kinesis", "dynamodb", "stdout"]:
+        """Which of them it is."""
+        return "kinesis" if self.kinesis else "dynamodb" if self.dynamodb else "stdout"
 
     @model_validator(mode="before")
     @classmethod

@@ -1,0 +1,332 @@
+"""The composition root: the only place where the configuration's names become classes."""
+
+from __future__ import annotations
+
+import logging
+import random
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from upwell.aws import AwsService
+from upwell.clock import SystemClock
+from upwell.config import Pipeline
+from upwell.errors import ConfigError, OperatorError
+from upwell.items import KeyTemplates
+from upwell.mapping import Mapping as RowMapping
+from upwell.model import Finding, TableName, TableSchema, TableSelection
+from upwell.pipeline.applier import Applier
+from upwell.pipeline.publisher import Publisher, PublisherSettings
+from upwell.pipeline.subscriber import Subscriber
+from upwell.ports import Clock, Sink, Source
+from upwell.sinks.dynamodb import DynamoDbSink
+from upwell.sinks.kinesis import KinesisSink
+from upwell.sinks.stdout import StdoutSink
+from upwell.sources import postgres_setup, sqlite_setup
+from upwell.sources.postgres import PostgresSource
+from upwell.sources.sqlite import SqliteSource
+from upwell.state.sqlite import SqliteState
+from upwell.streams.kinesis import KinesisStream
+from upwell.targets.postgres import PostgresShardCheckpoints, PostgresTarget
+
+log = logging.getLogger("upwell.subscriber")
+
+# A source that tells by itself is not polled; longer waits would only make stopping slow.
+WAIT_S_MAX: Final = 2.0
+# What of the memory allowed may be events on their way; the rest is the interpreter, a chunk, a window.
+PENDING_SHARE: Final = 1 / 6
+
+
+# --- sources ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SourceParts:
+    """What can be done with the configured source. All but `findings` raise UpwellError."""
+
+    open: Callable[[Clock], Source]
+    findings: Callable[[], list[Finding]]
+    track: Callable[[], list[str]]  # what was executed
+    track_sql: Callable[[], list[str]]  # what would be
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """A table that a source has: its schema, or why it can't be published."""
+
+    name: TableName
+    schema: TableSchema | None
+    rows: int | None
+    problem: str
+
+
+def _postgres(pipeline: Pipeline) -> SourceParts:
+    url = pipeline.source().url.get_secret_value()
+    tables, slot, publication = selections(pipeline), pipeline.slot, pipeline.publication
+    return SourceParts(
+        open=lambda clock: PostgresSource(url, tables=tables, slot=slot, publication=publication, clock=clock),
+        findings=lambda: postgres_setup.findings(url, tables=tables, slot=slot, publication=publication),
+        track=lambda: postgres_setup.track(url, tables=tables, slot=slot, publication=publication),
+        track_sql=lambda: postgres_setup.track_sql(url, tables=tables, slot=slot, publication=publication),
+    )
+
+
+def _sqlite(pipeline: Pipeline) -> SourceParts:
+    path = sqlite_path(pipeline.source().url.get_secret_value(), pipeline.file.absolute().parent)
+    tables = selections(pipeline)
+    return SourceParts(
+        open=lambda clock: SqliteSource(path, tables=tables, clock=clock),
+        findings=lambda: sqlite_setup.findings(path, tables),
+        track=lambda: sqlite_setup.track(path, tables),
+        track_sql=lambda: sqlite_setup.track_sql(path, tables),
+    )
+
+
+_SOURCES: Final[Mapping[str, Callable[[Pipeline], SourceParts]]] = {"postgresql": _postgres, "sqlite": _sqlite}
+
+
+def source_parts(pipeline: Pipeline) -> SourceParts:
+    """The configured source. Raises ConfigError."""
+    return _SOURCES[pipeline.dialect](pipeline)
+
+
+def selections(pipeline: Pipeline) -> list[TableSelection]:
+    """What the source is to read. Raises ConfigError where no tables are configured."""
+    if not pipeline.rules:
+        raise ConfigError(
+            f"{pipeline.file} names no tables under `tables`.",
+            code="UW-CF-012",
+            remedy='Name each table to publish, or all of a schema: tables: {"public.*": {}}',
+        )
+    return [rule.selection() for rule in pipeline.rules]
+
+
+def sqlite_path(url: str, folder: Path) -> str:
+    """The file of `sqlite:///FILE`; a relative one starts at `folder`."""
+    return str(folder / url.removeprefix("sqlite:///"))
+
+
+def inspect(dialect: str, url: str, folder: Path) -> list[Inspected]:
+    """Every table of a database, by name. Raises UpwellError."""
+    found: Sequence[Any] = (
+        postgres_setup.inspect(url) if dialect == "postgresql" else sqlite_setup.inspect(sqlite_path(url, folder))
+    )
+    return [Inspected(table.name, table.schema, table.rows, table.problem) for table in found]
+
+
+def mapping(pipeline: Pipeline) -> RowMapping:
+    """The configured rules. Raises ConfigError."""
+    return RowMapping(pipeline.rules, dialect=pipeline.dialect, mask_key=pipeline.mask_key)
+
+
+# --- destinations -------------------------------------------------------------------------------------------------
+
+
+def aws_service(pipeline: Pipeline) -> AwsService | None:
+    """The AWS service of the destination; None where it is none of AWS's. Raises ConfigError or OperatorError."""
+    destination = pipeline.destination()
+    settings = destination.kinesis or destination.dynamodb
+    if settings is None:
+        return None
+    return AwsService(
+        "kinesis" if destination.kinesis else "dynamodb",
+        settings.region,
+        endpoint_url=settings.endpoint_url,
+        proxy=None if destination.proxy is None else destination.proxy.get_secret_value(),
+        ca_bundle=None
+        if destination.ca_bundle is None
+        else str(pipeline.file.absolute().parent / destination.ca_bundle),
+    )
+
+
+def _kinesis(pipeline: Pipeline, clock: Clock, tables: Sequence[TableSchema]) -> Sink:
+    settings, service = pipeline.destination().kinesis, aws_service(pipeline)
+    assert settings is not None
+    assert service is not None
+    return KinesisSink(
+        pipeline.name,
+        settings.stream,
+        settings.lanes,
+        service,
+        format=settings.format,
+        compression=settings.compression,
+    )
+
+
+def _dynamodb(pipeline: Pipeline, clock: Clock, tables: Sequence[TableSchema]) -> Sink:
+    return dynamodb_sink(pipeline, clock, tables)
+
+
+def dynamodb_sink(pipeline: Pipeline, clock: Clock, tables: Sequence[TableSchema]) -> DynamoDbSink:
+    """The DynamoDB destination, for `tables` of the source. Raises ConfigError."""
+    settings, service = pipeline.destination().dynamodb, aws_service(pipeline)
+    assert settings is not None
+    assert service is not None
+    return DynamoDbSink(
+        service,
+        clock,
+        table_prefix=settings.table_prefix,
+        templates=_templates(pipeline, tables),
+        nulls=settings.nulls,
+        deletes=settings.deletes,
+        create_tables=settings.create_tables,
+    )
+
+
+def _templates(pipeline: Pipeline, tables: Sequence[TableSchema]) -> dict[str, KeyTemplates]:
+    """source table → its key templates. The first rule that matches a table counts."""
+    found = {}
+    for table in tables:
+        rule = next((rule for rule in pipeline.rules if rule.matches(table.table, table.dialect)), None)
+        for owner, item in pipeline.items:
+            if owner is rule:
+                found[table.table] = KeyTemplates(item.table, item.partition_key, item.sort_key)
+    return found
+
+
+def _stdout(pipeline: Pipeline, clock: Clock, tables: Sequence[TableSchema]) -> Sink:
+    return StdoutSink(pipeline.name, sys.stdout.buffer)
+
+
+_SINKS: Final[Mapping[str, Callable[[Pipeline, Clock, Sequence[TableSchema]], Sink]]] = {
+    "kinesis": _kinesis,
+    "dynamodb": _dynamodb,
+    "stdout": _stdout,
+}
+
+
+def sink(pipeline: Pipeline, clock: Clock, tables: Sequence[TableSchema]) -> Sink:
+    """The configured destination, for `tables` of the source. Raises ConfigError or OperatorError."""
+    return _SINKS[pipeline.destination().kind](pipeline, clock, tables)
+
+
+def state(pipeline: Pipeline) -> SqliteState:
+    """The publisher's state file; opens nothing yet."""
+    return SqliteState(str(pipeline.state), pipeline.name)
+
+
+# --- the publisher ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PublisherParts:
+    """A publisher with all that it was made of."""
+
+    publisher: Publisher
+    source: Source
+    sink: Sink
+    state: SqliteState
+    clock: Clock
+    rng: random.Random
+
+
+@contextmanager
+def publisher(pipeline: Pipeline, stop: threading.Event, mapping: RowMapping) -> Iterator[PublisherParts]:
+    """The configured publisher; its parts are closed in the end. Raises UpwellError."""
+    destination, limits = pipeline.destination(), pipeline.config.limits
+    clock, rng = SystemClock(stop), random.Random()  # noqa: S311 - it spreads retries, it keeps no secret
+    source = source_parts(pipeline).open(clock)
+    try:
+        to = sink(pipeline, clock, source.tables())
+        try:
+            kept = state(pipeline)
+            settings = PublisherSettings(
+                pipeline.name,
+                on_gap=pipeline.source().on_gap,
+                pending_bytes_max=int(limits.memory * PENDING_SHARE),
+                poll_interval_s=min(pipeline.source().poll_interval, WAIT_S_MAX),
+                **({} if destination.kinesis is None else {"lanes": destination.kinesis.lanes}),
+            )
+            made = Publisher(
+                settings,
+                source=source,
+                sink=to,
+                state=kept,
+                mapping=mapping,
+                clock=clock,
+                rng=rng,
+                background=in_background,
+            )
+            yield PublisherParts(made, source, to, kept, clock, rng)
+        finally:
+            to.close()
+    finally:
+        source.close()
+
+
+def in_background(work: Callable[[], Any]) -> Future[Any]:
+    """Run beside everything else, in a thread that does not keep the process alive."""
+    future: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="background", daemon=True).start()
+    return future
+
+
+# --- the subscriber -----------------------------------------------------------------------------------------------
+
+
+def target(pipeline: Pipeline) -> PostgresTarget:
+    """The configured target database; connects to nothing yet."""
+    settings = pipeline.subscriber()
+    return PostgresTarget(
+        settings.target.get_secret_value(),
+        create_tables=settings.create_tables,
+        schema_changes=settings.schema_changes,
+    )
+
+
+@contextmanager
+def subscriber(pipeline: Pipeline, stop: threading.Event) -> Iterator[Subscriber]:
+    """The configured subscriber; its parts are closed in the end. Raises UpwellError."""
+    settings = pipeline.destination().kinesis
+    if settings is None or settings.format != "packed":
+        raise ConfigError(
+            f"{pipeline.file} has no `destination.kinesis` with `format: packed`, which `upwell subscribe` reads.",
+            code="UW-CF-012",
+        )
+    clock = SystemClock(stop)
+    to = target(pipeline)
+    service = aws_service(pipeline)
+    assert service is not None
+    try:
+        to.check()
+        yield Subscriber(
+            settings.stream,
+            stream=KinesisStream(service, settings.stream),
+            applier=Applier(pipeline.name, to, clock),
+            checkpoints=PostgresShardCheckpoints(to),
+            relay_repairs=lambda: relay_repairs(pipeline, to),
+            clock=clock,
+            rng=random.Random(),  # noqa: S311 - it spreads retries, it keeps no secret
+            stop=stop,
+        )
+    finally:
+        to.close()
+        service.close()
+
+
+def relay_repairs(pipeline: Pipeline, to: PostgresTarget) -> None:
+    """Hand what the target lacks to a publisher on this machine; without one, `upwell resync` must be run there."""
+    pending = to.pending_repairs(pipeline.name)
+    if not pending or not pipeline.state.exists():
+        return
+    kept = state(pipeline)
+    try:
+        for request in pending:
+            kept.add_request(request.table, request.reason)
+            to.repair_handed_over(pipeline.name, request.id)
+    except OperatorError as error:  # not this pipeline's file, or not ours to write: no publisher of ours is here
+        log.warning("%s", error.message)
+    finally:
+        kept.release()

@@ -1,0 +1,111 @@
+"""Logging to standard error, as lines for people or as JSON for programs, and without secrets.
+
+No message is meant to hold a secret; should one slip into what a driver or a service says, it is blotted out here.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from collections.abc import Iterable
+from typing import Any, Final, Literal
+
+import click
+import orjson
+
+from upwell.clock import iso_time
+from upwell.errors import UpwellError
+
+Format = Literal["text", "json"]
+
+BLOT: Final = "***"
+SECRET_CHARS_MIN: Final = 4  # shorter ones would blot out half of every message, and are no secrets
+_FIELDS: Final = ("code", "remedy")
+
+log = logging.getLogger("upwell")
+
+
+class _Lines(logging.Formatter):
+    def __init__(self, form: Format) -> None:
+        super().__init__()
+        self._form = form
+        self.secrets: set[str] = set()
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = self._json(record) if self._form == "json" else self._text(record)
+        for secret in self.secrets:
+            text = text.replace(secret, BLOT)
+        return text
+
+    def _text(self, record: logging.LogRecord) -> str:
+        name = record.name.removeprefix("upwell.").removeprefix("upwell")
+        line = f"{iso_time(record.created)} {record.levelname.lower():7} {name + ': ' if name else ''}"
+        line += record.getMessage()
+        if code := getattr(record, "code", ""):
+            line += f" [{code}]"
+        if remedy := getattr(record, "remedy", ""):
+            line += f"\n  to do: {remedy}"
+        return line + (f"\n{self.formatException(record.exc_info)}" if record.exc_info else "")
+
+    def _json(self, record: logging.LogRecord) -> str:
+        fields: dict[str, Any] = {
+            "time": iso_time(record.created),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        fields.update((name, getattr(record, name)) for name in _FIELDS if getattr(record, name, ""))
+        if record.exc_info:
+            fields["traceback"] = self.formatException(record.exc_info)
+        return orjson.dumps(fields).decode()
+
+
+_lines = _Lines("text")
+
+
+def set_up(form: Format) -> None:
+    """Log to standard error from here on."""
+    global _lines
+    secrets = _lines.secrets
+    _lines = _Lines(form)
+    _lines.secrets = secrets
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_lines)
+    log.handlers = [handler]
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+def hide(secrets: Iterable[str]) -> None:
+    """Never let these appear."""
+    _lines.secrets.update(secret for secret in secrets if len(secret) >= SECRET_CHARS_MIN)
+
+
+def hidden(text: str) -> str:
+    """The text with every secret blotted out."""
+    for secret in _lines.secrets:
+        text = text.replace(secret, BLOT)
+    return text
+
+
+def failed(error: UpwellError) -> None:
+    """What ended a command, with the next step."""
+    if _lines._form == "json":
+        log.error("%s", error.message, extra={"code": error.code, "remedy": error.remedy})
+        return
+    lines = [f"error: {error.message}"]
+    if error.remedy:
+        lines.append(f"  to do: {error.remedy}")
+    if error.code:
+        lines.append(f"  more:  upwell explain {error.code}")
+    click.echo(hidden("\n".join(lines)), err=True)
+
+
+def crashed() -> None:
+    """A bug: its traceback is what whoever mends it needs."""
+    message = "This is a bug in upwell; please report it with the lines above."
+    if _lines._form == "json":
+        log.critical("%s", message, exc_info=True)
+        return
+    click.echo(hidden(traceback.format_exc()) + message, err=True)

@@ -1,0 +1,29 @@
+"""`upwell publish`."""
+
+from __future__ import annotations
+
+import logging
+
+from upwell.app import build
+from upwell.app.report import CountingMapping, Reporter
+from upwell.app.running import told_to_stop
+from upwell.config import Pipeline
+from upwell.errors import UpwellError
+from upwell.pipeline.service import run_publisher
+
+log = logging.getLogger("upwell.publisher")
+
+
+def publish(pipeline: Pipeline, *, once: bool) -> None:
+    """Until told to stop; with `once` until what is there now is at the destination. Raises UpwellError."""
+    mapping = CountingMapping(pipeline.rules, dialect=pipeline.dialect, mask_key=pipeline.mask_key)
+    with told_to_stop() as stop, build.publisher(pipeline, stop, mapping) as parts:
+        report = Reporter(parts, mapping, pipeline.name)
+        log.info("publishing %s to %s", pipeline.name, pipeline.destination().kind)
+        try:
+            run_publisher(parts.publisher, parts.sink, parts.clock, stop=stop, rng=parts.rng, report=report, once=once)
+        except UpwellError as error:
+            report.ended(error)
+            raise
+        report.ended(None)
+        log.info("stopped" if stop.is_set() else "done: everything committed until now is at the destination")

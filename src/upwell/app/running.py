@@ -1,0 +1,49 @@
+"""Running a service: what signals do to it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Final
+
+log = logging.getLogger("upwell")
+
+# The promise: a batch in flight is finished and saved, and the program ends, within 10 s.
+END_WITHIN_S: Final = 9.5
+
+
+@contextmanager
+def told_to_stop() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set. A second signal ends the process at once.
+
+    Where something hangs (a database that answers no more), the process ends all the same when the time is over:
+    what is saved by then is consistent, and the rest is repeated.
+    """
+    stop = threading.Event()
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+        # Logging takes locks, which whoever was interrupted may hold: it is done from another thread.
+        threading.Thread(target=_end, args=(signal.Signals(number).name,), daemon=True).start()
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end(name: str) -> None:
+    log.info("%s: finishing what is under way", name)
+    overdue = threading.Event()
+    overdue.wait(END_WITHIN_S)
+    log.warning("What was under way did not end in time; it will be repeated at the next start.")
+    os._exit(0)
