@@ -147,7 +147,10 @@ class Ways:
             return measured("one JSON parameter, no watermarks", work, write)
 
     def encode_only(self, work: list[Rows]) -> float:
-        return measured("our encoding alone", work, lambda batch: bool(copy_data(ORDERS.columns, TYPES, batch)) or None)
+        def encode(batch: Rows) -> None:
+            copy_data(ORDERS.columns, TYPES, batch)
+
+        return measured("our encoding alone", work, encode)
 
     def _database(self) -> str:
         return self._cluster.create_database(f"bench_{next(self._numbers)}")

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal
 
 import orjson
 
-from upwell.errors import OperatorError, Rejected, UniqueConflict, UpwellError
+from upwell.errors import OperatorError, Rejected, TransientError, UniqueConflict, UpwellError
 from upwell.model import DeadLetter, Finding, TableName, TableSchema, Value
 from upwell.ports import LaneState, Request, ResyncState
 from upwell.targets import postgres_checkup as checkup
@@ -106,7 +106,7 @@ class PostgresTarget:
         """What the target knows of a pipeline; keys are documented in docs/operations.md."""
         with self.session() as session:
             lanes, newest = session.query(
-                "SELECT count(*), encode(max(version), 'hex') FROM upwell.watermark WHERE pipeline = %s", [pipeline]
+                "SELECT count(*), max(encode(version, 'hex')) FROM upwell.watermark WHERE pipeline = %s", [pipeline]
             )[0]
             resyncs = session.query(
                 'SELECT "table", resync, active, cardinality(closed) FROM upwell.resync WHERE pipeline = %s'
@@ -333,11 +333,11 @@ class PostgresTransaction:
             self._fill(writer, rows)
             if schema.partial:
                 waiting = self._session.run(f"{writer.update}; {writer.any_evicted}")
-                self._session.run((writer.restore if waiting else "SELECT") + _KEPT)
+                self._session.run((self._seen_anew(writer).restore if waiting else "SELECT") + _KEPT)
             else:
                 waiting = self._session.run(f"{writer.upsert}{_KEPT}; {writer.any_evicted}")
         if waiting:
-            self._bring_back(writer)
+            self._bring_back(writer, inserted=not schema.partial)
 
     def replace(self, schema: TableSchema, rows: Sequence[Sequence[Value]]) -> None:
         """As the port says; a row that made way comes back by itself as soon as nothing keeps it out.
@@ -347,11 +347,9 @@ class PostgresTransaction:
         """
         if not rows:
             return
-        writer = self._writer(schema)
-        table = read_table(self._session, writer.table.name)  # a unique index may have been made since
-        assert table is not None
+        writer = self._seen_anew(self._writer(schema))
         key = set(schema.key)
-        others = [index for index in table.uniques if set(index.columns) != key and not index.exclusion]
+        others = [index for index in writer.table.uniques if set(index.columns) != key and not index.exclusion]
         script = [*writer.park, *map(writer.make_way, others), writer.unpark]
         with self._undone_if_refused():
             self._fill(writer, rows)
@@ -370,10 +368,19 @@ class PostgresTransaction:
             self._session.run(writer.forget_evicted(writer.key_stage) + _KEPT)
             self._bring_back(writer)
 
-    def _bring_back(self, writer: Writer) -> None:
+    def _seen_anew(self, writer: Writer) -> Writer:
+        """Whole rows are moved with all their columns and unique indexes, also those added since the first look."""
+        table = read_table(self._session, writer.table.name)
+        if table is None:
+            self._session.moved = True
+            raise TransientError(f"The target's table {writer.table.name} has gone.", code="UW-PT-003")
+        return Writer(writer.schema, table)
+
+    def _bring_back(self, writer: Writer, *, inserted: bool = False) -> None:
         """What the table refuses of them is no fault of the rows that were just written: they go on waiting."""
         try:
-            self._session.run("; ".join(writer.bring_back) + _KEPT)
+            writer = self._seen_anew(writer)
+            self._session.run("; ".join([*(writer.complete if inserted else []), *writer.bring_back]) + _KEPT)
         except Rejected:
             self._session.run(_UNDO)
 
@@ -454,7 +461,8 @@ class PostgresTransaction:
             texts = [_storable(text) for text in (letter.table, letter.key, letter.version, letter.reason, letter.time)]
             self._session.query(
                 'INSERT INTO upwell.dead_letter (pipeline, "table", key, version, reason, time, payload, identity)'
-                " VALUES (%s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (identity) DO UPDATE SET reason = EXCLUDED.reason",
+                " VALUES (%s, %s, %s, %s, %s, %s, %s, %s)"
+                " ON CONFLICT (identity) DO UPDATE SET reason = EXCLUDED.reason",
                 [pipeline, *texts, letter.payload, identity],
             )
 

@@ -13,7 +13,6 @@ _LOCK: Final = 0x7570_7765  # "upwe": the class of our advisory locks
 
 # `lane` rows are updated in every transaction: room on the page keeps such updates out of the indexes.
 _TABLES: Final = """
-CREATE SCHEMA IF NOT EXISTS upwell;
 CREATE TABLE upwell.version (version int PRIMARY KEY);
 CREATE TABLE upwell.watermark (
   pipeline text, lane int, version bytea NOT NULL, term bigint NOT NULL, seq bigint NOT NULL,
@@ -49,18 +48,26 @@ def install(session: Session) -> None:
     try:
         session.run(f"BEGIN; SELECT pg_advisory_xact_lock({_LOCK}, 0)")
         if not installed(session):
+            _create_schema(session)
             session.run(f"{_TABLES}; INSERT INTO upwell.version VALUES ({VERSION})")
         session.run("COMMIT")
+    except BaseException:
+        session.close()  # and with it the transaction
+        raise
+
+
+def _create_schema(session: Session) -> None:
+    # IF NOT EXISTS would ask for the right to create even where a person has made the schema for us.
+    if session.run("SELECT 1 FROM pg_catalog.pg_namespace WHERE nspname = 'upwell'"):
+        return
+    try:
+        session.run("CREATE SCHEMA upwell")
     except OperatorError as error:
-        session.run("ROLLBACK")
         raise OperatorError(
             "The target role may not create the schema upwell, where upwell keeps its watermarks.",
             code="UW-PT-028",
             remedy=f"CREATE SCHEMA upwell AUTHORIZATION {ident(session.user)};",
         ) from error
-    except BaseException:
-        session.close()
-        raise
 
 
 def installed(session: Session) -> bool:

@@ -115,8 +115,8 @@ class Session:
 
     def run(self, script: str) -> list[tuple[Any, ...]]:
         """Statements without parameters, in one round trip; the last one's rows."""
-        cursor = self._connection.cursor()
         try:
+            cursor = self._connection.cursor()
             cursor.execute(script.encode(), prepare=False)
             while cursor.nextset():
                 pass
@@ -126,8 +126,8 @@ class Session:
 
     def query(self, statement: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
         """One statement with parameters `%s`; its rows."""
-        cursor = self._connection.cursor()
         try:
+            cursor = self._connection.cursor()
             cursor.execute(statement.encode(), parameters)
             return cursor.fetchall() if cursor.description else []
         except self._error as error:

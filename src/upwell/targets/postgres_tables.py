@@ -336,6 +336,24 @@ class Writer:
         )
 
     @cached_property
+    def complete(self) -> list[str]:
+        """Rows just inserted that had been evicted: their columns beyond the schema become what they were.
+
+        By way of the eviction, since an identity column can be inserted but not updated.
+        """
+        if {column.name for column in self.table.written} <= set(self._names):
+            return []
+        stage = f"{self._stage(self.row_stage)} AS s"
+        mine = f"e.target = {self.table.label} AND e.key = {self.key_text('s')}"
+        return [
+            f"UPDATE upwell.evicted AS e SET row = e.row || {self.table.as_text('s', self._names)} FROM {stage}"
+            f" WHERE {mine}",
+            f"DELETE FROM {self.table.sql} AS t USING {stage}, upwell.evicted AS e"
+            f" WHERE {self._same_key('t', 's')} AND {mine}",
+            self.unpark,
+        ]
+
+    @cached_property
     def bring_back(self) -> list[str]:
         """Evicted rows whose key has come anew are history; those that nothing keeps out any more come back."""
         return [

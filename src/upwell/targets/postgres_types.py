@@ -6,6 +6,7 @@ import re
 from binascii import Error as Base64Error
 from binascii import a2b_base64
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 from upwell.errors import Rejected
@@ -110,8 +111,7 @@ _POSTGRES_TYPE: Final = re.compile(
     r"(?: (?:year|month|day|hour|minute|second|to| )+)?"  # an interval's fields
     r" ?(\(-?\d+(?:, ?-?\d+)?\))?( with(?:out)? time zone)?((?:\[\])*)"
 )
-_SIZED: Final = re.compile(r"\s*([a-z][a-z0-9_ ]*?)\s*(?:\(\s*(\d+|max)\s*(?:,\s*(\d+)\s*)?\))?\s*(unsigned)?.*", re.I)
-NUMERIC_PRECISION_MAX: Final = 1000
+_SIZED: Final = re.compile(r"\s*([a-z][a-z0-9_]*)\s*(?:\(\s*(\d+)\s*(?:,\s*(\d+)\s*)?\))?(.*)", re.IGNORECASE)
 
 
 def target_type(column: Column, dialect: str) -> tuple[str, str | None]:
@@ -150,17 +150,17 @@ def _from_sqlite(column: Column) -> tuple[str, str | None]:
 def _from_sized(column: Column) -> tuple[str, str | None]:
     """SQL Server, MySQL, MariaDB: sizes hold; digits of a second beyond six are rounded."""
     found = _SIZED.fullmatch(column.type)
-    name, size, scale, unsigned = found.groups() if found else (column.type, None, None, None)
+    name, size, scale, rest = found.groups() if found else (column.type, None, None, "")
     name = name.lower()
     if column.kind is Kind.DECIMAL:
         if name in ("money", "smallmoney"):
             return "numeric(19,4)", None
-        return (f"numeric({size},{scale or 0})" if size and size.isdigit() else "numeric"), None
-    if column.kind is Kind.INT and unsigned and name == "bigint":
+        return (f"numeric({size},{scale or 0})" if size else "numeric"), None
+    if column.kind is Kind.INT and name == "bigint" and "unsigned" in rest.lower():
         return "numeric(20,0)", None
     if column.kind in (Kind.TIME, Kind.TIMESTAMP, Kind.TIMESTAMPTZ):
         # SQL Server's own default is seven digits; MySQL has six at most.
-        digits = int(size) if size and size.isdigit() else 7 if name in ("time", "datetime2", "datetimeoffset") else 0
+        digits = int(size) if size else 7 if name in ("time", "datetime2", "datetimeoffset") else 0
         notes = []
         if digits > 6:
             notes.append("the seventh digit of a second is rounded")
@@ -226,7 +226,7 @@ def _escaped(texts: list[str]) -> list[str]:
 
 
 def _hex(column: Column, present: Sequence[Value]) -> list[str]:
-    decode: Callable[[str], bytes] = a2b_base64
+    decode: Callable[[str], bytes] = partial(a2b_base64, strict_mode=True)
     try:
         return ["\\\\x" + decode(value).hex() for value in present]  # type: ignore[arg-type] # caught below
     except (Base64Error, TypeError, ValueError):
