@@ -91,6 +91,7 @@ class World:
             window_events_max=rng.choice((1, 3, 10)),
             chunk_rows_max=rng.choice((1, 3, 5)),
             pending_bytes_max=rng.choice((2_000, 100_000)),
+            checkpoint_every_s=rng.choice((0.5, 3.0, 20.0)),
         )
         self._number = 0
         self._tables = list(TABLES)
