@@ -122,9 +122,13 @@ class DynamoDbSink:
                 )
                 self._ready.add(form.table)
 
+    def learn(self, schemas: Sequence[TableSchema]) -> Mapping[str, str]:
+        """source table → DynamoDB table; from then on `form` and `rows` know them. Changes nothing in AWS."""
+        return self._resolve({schema.table: schema for schema in schemas})
+
     def findings(self, schemas: Sequence[TableSchema]) -> Iterator[Finding]:
         """What `doctor` says about the tables; changes nothing."""
-        self._resolve({schema.table: schema for schema in schemas})
+        self.learn(schemas)
         forms = {form.table: form for form in map(self.form, schemas)}
         for table, form in forms.items():
             yield from table_findings(
