@@ -135,7 +135,15 @@ TYPES = list(STRATEGIES)
 class TestTypes:
     @pytest.fixture
     def source(self, sql: psycopg.Connection[Any]) -> list[Column]:
-        """A table with a column of each type, and its columns as the source describes them."""
+        """A table with a column of each type, and its columns as the source describes them.
+
+        New connections, the target's, begin with settings that print and read values in other ways.
+        """
+        odd = ["DateStyle TO 'German'", "TimeZone TO 'Asia/Kathmandu'", "IntervalStyle TO 'sql_standard'"]
+        odd += ["bytea_output TO 'escape'", "extra_float_digits TO -5", "client_encoding TO 'LATIN1'"]
+        odd += ["standard_conforming_strings TO off", "default_transaction_isolation TO serializable"]
+        for setting in odd:
+            sql.execute(f"ALTER DATABASE {sql.info.dbname} SET {setting}".encode())
         columns = ", ".join(f"c{number} {type_}" for number, type_ in enumerate(TYPES))
         sql.execute(f"CREATE TABLE source (id integer PRIMARY KEY, {columns})")
         found = sql.execute(
@@ -150,6 +158,14 @@ class TestTypes:
             self.decode.append(known.decode)
             described.append(Column(name, known.name, known.kind))
         return described
+
+    @staticmethod
+    def pages(target: PostgresTarget, schema: TableSchema) -> list[tuple[bytes, bytes]]:
+        """All rows, read three at a time."""
+        found: list[tuple[bytes, bytes]] = []
+        while page := target.rows(schema, found[-1][0] if found else None, 3):
+            found += page
+        return found
 
     @SLOW
     @given(rows=st.lists(st.tuples(*(st.none() | STRATEGIES[type_] for type_ in TYPES)), min_size=1, max_size=8))
@@ -177,6 +193,7 @@ class TestTypes:
         fresh = PostgresTarget(target._pool._url, create_tables=True, schema_changes="apply")
         for _ in range(2):  # the second time all rows are there already
             upsert(fresh, schema, wire)
+        assert self.pages(fresh, schema) == [(orjson.dumps(row[:1]), orjson.dumps(row)) for row in wire]
         fresh.close()
         for column in ["id", *(f"c{number}" for number in range(len(TYPES)))]:
             differing = sql.execute(
@@ -725,6 +742,33 @@ def test_findings_name_what_will_fail(url: str, sql: psycopg.Connection[Any]) ->
             sql.execute(finding.remedy.encode())
     assert not [finding for finding in target.findings([USERS]) if finding.level == "fail"]
     target.close()
+
+
+# ---- reading ----
+
+
+def test_rows_are_read_by_keys_of_any_type(target: PostgresTarget) -> None:
+    schema = table(
+        "keys", ("b", "bytea", Kind.BYTES), ("a%b", "timestamp with time zone", Kind.TIMESTAMPTZ),
+        ("c", "boolean", Kind.BOOL), key=("c", "a%b", "b"),
+    )  # fmt: skip
+    rows: list[list[Value]] = [
+        [data, moment, flag]
+        for flag in (False, True)
+        for moment in ("0044-03-15T10:00:00Z BC", "2026-01-31T10:00:00.5Z", "infinity")
+        for data in ("", "AP8=")
+    ]
+    upsert(target, schema, rows)
+    expected = [(orjson.dumps([row[2], row[1], row[0]]), orjson.dumps(row)) for row in rows]
+    assert TestTypes.pages(target, schema) == expected
+    with pytest.raises(OperatorError):
+        target.rows(USERS, None, 1)
+
+
+def test_an_error_swallowed_without_undoing_never_looks_like_a_commit(target: PostgresTarget) -> None:
+    with pytest.raises(RuntimeError), target.begin() as txn, suppress(Exception):
+        txn._session.run("SELECT 1 / 0")
+    upsert(target, USERS, [[1, None, None]])
 
 
 # ---- what is put aside ----

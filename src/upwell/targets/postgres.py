@@ -21,7 +21,7 @@ from upwell.model import DeadLetter, Finding, TableName, TableSchema, Value
 from upwell.ports import LaneState, Request, ResyncState
 from upwell.targets import postgres_checkup as checkup
 from upwell.targets import postgres_own as own
-from upwell.targets.postgres_session import STATEMENT_TIMEOUT_S, Pool, Session, ident
+from upwell.targets.postgres_session import STATEMENT_TIMEOUT_S, AlreadyMade, Pool, Session, ident
 from upwell.targets.postgres_tables import (
     TargetTable,
     Writer,
@@ -31,7 +31,7 @@ from upwell.targets.postgres_tables import (
     read_table,
     target_name,
 )
-from upwell.targets.postgres_types import copy_data
+from upwell.targets.postgres_types import copy_data, key_text, wire_value
 
 SWEEP_TIMEOUT_S: Final = 3600
 STAGES_MAX: Final = 100  # temporary tables of a connection; each costs a little at every commit
@@ -71,7 +71,7 @@ class PostgresTarget:
             transaction = PostgresTransaction(session, self._create_tables, self._schema_changes)
             try:
                 yield transaction
-                session.run("COMMIT")
+                session.commit()
             except BaseException:
                 transaction.forget()
                 _roll_back(session)
@@ -101,6 +101,26 @@ class PostgresTarget:
                 )
         except UpwellError as error:
             return [checkup.failure(error)]
+
+    def rows(self, schema: TableSchema, after_key: bytes | None, limit: int) -> list[tuple[bytes, bytes]]:
+        """Up to `limit` rows after a key, in the database's key order, as (key, row) of a ChangeEvent.
+
+        For rows that came over the wire these are the bytes that came, as far as the target's types hold them. Raises
+        OperatorError where the table or one of its columns is missing.
+        """
+        with self.session() as session:
+            table = read_table(session, target_name(schema))
+            missing = [] if table is None else [c.name for c in schema.columns if c.name not in table.columns]
+            if table is None or missing:
+                lacking = (
+                    f" columns of {schema.table}: {', '.join(missing)}" if missing else f" table for {schema.table}"
+                )
+                raise OperatorError(f"The target lacks{lacking}.", code="UW-PT-038", remedy="Run `upwell subscribe`.")
+            after = [] if after_key is None else _key_texts(schema, after_key)
+            found = session.query(Writer(schema, table).read(after=after_key is not None), [*after, limit])
+        kinds = [column.kind for column in schema.columns]
+        decoded = ([wire_value(kind, text) for kind, text in zip(kinds, row, strict=True)] for row in found)
+        return [(orjson.dumps([row[i] for i in schema.key_indexes]), orjson.dumps(row)) for row in decoded]
 
     def status(self, pipeline: str) -> dict[str, Any]:
         """What the target knows of a pipeline; keys are documented in docs/operations.md."""
@@ -303,7 +323,7 @@ class PostgresTransaction:
         """DDL. IF NOT EXISTS does not see what another transaction is making: it waits, then fails, then sees it."""
         try:
             self._session.run(statement + _KEPT)
-        except UniqueConflict:
+        except (AlreadyMade, UniqueConflict):  # the latter from an index of the system's catalogs
             self._session.run(_UNDO)
             self._session.run(statement + _KEPT)
 
@@ -504,6 +524,12 @@ class PostgresTransaction:
 
 def _writes_into(cached: Any, name: TableName) -> bool:
     return isinstance(cached, Writer) and cached.table.name == name
+
+
+def _key_texts(schema: TableSchema, key: bytes) -> list[str]:
+    """The key's values as the target's types read them."""
+    columns = [schema.columns[index] for index in schema.key_indexes]
+    return [key_text(column, value) for column, value in zip(columns, orjson.loads(key), strict=True)]
 
 
 def _lock_number(pipeline: str, table: str) -> int:

@@ -47,8 +47,13 @@ _ENVIRONMENT = ("08", "40", "53", "57", "58")
 _ENVIRONMENT_CODES = {"55P03", "55006", "25006", "25P03"}
 _MOVED = ("08", "53", "57P", "58")  # a new connection, resolved anew, may find the new writer
 _MOVED_CODES = {"25006", "25P03"}
+_MADE_CODES = {"42P06", "42P07", "42701", "42710"}
 # Somebody changed a table under a plan or a cached look at it: a fresh connection looks again.
 _STALE_CODES = {"42P01", "42703", "42P10", "42804", "0A000", "3F000"}
+
+
+class AlreadyMade(TransientError):
+    """Another transaction made the same table or schema a moment ago; IF NOT EXISTS did not see it yet."""
 
 
 def ident(*parts: str) -> str:
@@ -124,6 +129,15 @@ class Session:
         except self._error as error:
             raise self._translated(error) from error
 
+    def commit(self) -> None:
+        """COMMIT, which in a transaction that has failed answers ROLLBACK and no error."""
+        try:
+            cursor = self._connection.execute("COMMIT")
+        except self._error as error:
+            raise self._translated(error) from error
+        if cursor.statusmessage != "COMMIT":
+            raise RuntimeError("an error of a write was swallowed without undoing it: nothing was committed")
+
     def query(self, statement: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
         """One statement with parameters `%s`; its rows."""
         try:
@@ -157,7 +171,11 @@ def translate(error: psycopg.Error, *, lost: bool, user: str) -> tuple[Exception
 
     SQLSTATEs: PostgreSQL documentation, Appendix A. An error that no table names is returned as it is: a bug.
     """
+    import psycopg
+
     state = error.sqlstate
+    if state is None and not lost and not isinstance(error, psycopg.OperationalError):
+        return error, False  # the driver was used wrongly
     if lost or state is None:
         return TransientError("The connection to the target database was lost.", code="UW-PT-001"), True
     name = _state_name(state)
@@ -174,6 +192,8 @@ def translate(error: psycopg.Error, *, lost: bool, user: str) -> tuple[Exception
         return TransientError(f"The target database can't go on now: {name}, SQLSTATE {state}.", code="UW-PT-002"), (
             moved
         )
+    if state in _MADE_CODES:
+        return AlreadyMade(f"Another connection makes the same: {name}, SQLSTATE {state}.", code="UW-PT-007"), False
     if state in _STALE_CODES:
         return TransientError(
             f"A table of the target was changed by somebody else: {name}, SQLSTATE {state}.", code="UW-PT-003"

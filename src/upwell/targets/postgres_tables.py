@@ -312,6 +312,17 @@ class Writer:
             f" ELSE encode(sha256(convert_to({text}, 'UTF8')), 'hex') END"
         )
 
+    def read(self, *, after: bool) -> str:
+        """Rows in key order as their output functions print them. Parameters: the key, where `after`, and the limit."""
+        columns = [f"t.{ident(column.name)}".replace("%", "%%") for column in self.schema.columns]
+        # format() calls the output function, as the wire's text is defined; a cast to text prints some types otherwise.
+        texts = (f"CASE WHEN {column} IS DISTINCT FROM NULL THEN format('%%s', {column}) END" for column in columns)
+        keys = [columns[index] for index in self.schema.key_indexes]
+        given = ", ".join(f"%s::text::{self.table.columns[name].type}" for name in self.schema.key)
+        beyond = f"WHERE ROW({', '.join(keys)}) > ROW({given})" if after else ""
+        table = self.table.sql.replace("%", "%%")
+        return f"SELECT {', '.join(texts)} FROM {table} AS t {beyond} ORDER BY {', '.join(keys)} LIMIT %s"
+
     # ---- rows that make way ----
 
     @cached_property

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from binascii import Error as Base64Error
-from binascii import a2b_base64
+from binascii import a2b_base64, b2a_base64
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
@@ -30,81 +31,15 @@ _BY_KIND: Final = {
 
 # Types that every PostgreSQL from 13 on has, and that read what they print.
 _BUILT_IN: Final = frozenset(
-    {
-        "smallint",
-        "integer",
-        "bigint",
-        "int2",
-        "int4",
-        "int8",
-        "int",
-        "numeric",
-        "decimal",
-        "real",
-        "double_precision",
-        "float4",
-        "float8",
-        "money",
-        "boolean",
-        "bool",
-        "text",
-        "varchar",
-        "character_varying",
-        "char",
-        "character",
-        "bpchar",
-        "name",
-        '"char"',
-        "bytea",
-        "date",
-        "interval",
-        "uuid",
-        "json",
-        "jsonb",
-        "jsonpath",
-        "xml",
-        "inet",
-        "cidr",
-        "macaddr",
-        "macaddr8",
-        "bit",
-        "bit_varying",
-        "varbit",
-        "point",
-        "line",
-        "lseg",
-        "box",
-        "path",
-        "polygon",
-        "circle",
-        "tsvector",
-        "tsquery",
-        "int4range",
-        "int8range",
-        "numrange",
-        "tsrange",
-        "tstzrange",
-        "daterange",
-        "pg_lsn",
-        "oid",
-        "xid8",
-        "txid_snapshot",
-        "pg_snapshot",
-        "int4multirange",
-        "int8multirange",
-        "nummultirange",
-        "tsmultirange",
-        "tstzmultirange",
-        "datemultirange",
-        "time",
-        "timetz",
-        "timestamp",
-        "timestamptz",
-        "time_without_time_zone",
-        "time_with_time_zone",
-        "timestamp_without_time_zone",
-        "timestamp_with_time_zone",
-    }
+    """
+    smallint integer bigint int2 int4 int8 int numeric decimal real double_precision float4 float8 money boolean
+    bool text varchar character_varying char character bpchar name "char" bytea date interval uuid json jsonb
+    jsonpath xml inet cidr macaddr macaddr8 bit bit_varying varbit point line lseg box path polygon circle
+    tsvector tsquery int4range int8range numrange tsrange tstzrange daterange pg_lsn oid xid8 txid_snapshot
+    pg_snapshot int4multirange int8multirange nummultirange tsmultirange tstzmultirange datemultirange time timetz
+    timestamp timestamptz time_without_time_zone time_with_time_zone timestamp_without_time_zone
+    timestamp_with_time_zone
+    """.split()  # noqa: SIM905 - a line for each of them would fill a page
 )
 _POSTGRES_TYPE: Final = re.compile(
     r'("char"|[a-z][a-z0-9_]*(?: varying| precision)?)'  # its name
@@ -231,3 +166,43 @@ def _hex(column: Column, present: Sequence[Value]) -> list[str]:
         return ["\\\\x" + decode(value).hex() for value in present]  # type: ignore[arg-type] # caught below
     except (Base64Error, TypeError, ValueError):
         raise Rejected(f"Column {column.name!r} should hold base64 and does not.", code="UW-PT-013") from None
+
+
+def key_text(column: Column, value: Value) -> str:
+    """One value that is not null, as its type's input function reads it."""
+    if column.kind is Kind.BYTES and isinstance(value, str):
+        return "\\x" + a2b_base64(value).hex()
+    return _texts("", [value])[0]
+
+
+# ---- back to the wire ----
+
+_EXACT_MAX: Final = 2**53  # a JSON number beyond is not the same integer everywhere
+
+
+def wire_value(kind: Kind, text: str | None) -> Value:
+    """What the type's output function printed, as the wire has it; of a value that came over the wire, the same."""
+    if text is None:
+        return None
+    decode = _DECODERS.get(kind)
+    return text if decode is None else decode(text)
+
+
+def _integer(text: str) -> Value:
+    number = int(text)
+    return number if -_EXACT_MAX <= number <= _EXACT_MAX else text
+
+
+def _float(text: str) -> Value:
+    number = float(text)
+    return number if math.isfinite(number) else text
+
+
+_DECODERS: Final[dict[Kind, Callable[[str], Value]]] = {
+    Kind.BOOL: lambda text: text == "t",
+    Kind.INT: _integer,
+    Kind.FLOAT: _float,
+    Kind.BYTES: lambda text: b2a_base64(bytes.fromhex(text.removeprefix("\\x")), newline=False).decode(),
+    Kind.TIMESTAMP: lambda text: text.replace(" ", "T", 1),
+    Kind.TIMESTAMPTZ: lambda text: text.replace(" ", "T", 1).replace("+00", "Z"),
+}
