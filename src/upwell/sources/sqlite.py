@@ -68,8 +68,10 @@ class _Place(NamedTuple):
 
     @classmethod
     def parse(cls, position: Position) -> _Place:
-        fields = orjson.loads(position)
-        return cls(fields["id"], fields["confirmed"], fields["file"], fields["mark"], fields["generation"])
+        try:
+            return cls(**orjson.loads(position))
+        except (ValueError, TypeError) as error:
+            raise PositionLost("The saved position is not one of an SQLite database.", code="UW-SL-010") from error
 
     def to_position(self) -> Position:
         return Position(orjson.dumps(self._asdict()).decode())

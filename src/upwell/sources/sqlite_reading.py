@@ -100,9 +100,10 @@ class TableReader:
         stored_keys, _ = self._key.encode_columns([stored[index] for index in self._indexes])
         encoded, unfit_rows = self._row.encode_columns(stored)
         for n, key in enumerate(keys):
-            values = [column[n] for column in logged] if self.table.key_may_be_null or key is None else ()
-            if key is None or None in values:
-                if operations[n] != "d":  # what was never published needs no delete
+            if key is None or (b"null" in key and None in [column[n] for column in logged]):
+                # What was never published needs no delete; NULL may be of a time when the key had fewer columns.
+                if operations[n] != "d" and (key is None or self.table.key_may_be_null):
+                    values = [column[n] for column in logged]
                     rejected.append(self._rejection(values, unfit_keys.get(n, _NULL_KEY)))
             elif stored_keys[n] != key:
                 yield ids[n], operations[n], times[n], key, None
