@@ -195,7 +195,9 @@ class LaneState:
     version: Version = LOWEST_VERSION  # the watermark
     term: int = 0
     seq: int = 0
-    resyncs: dict[str, int] = field(default_factory=dict)  # table → the newest resync opened in this lane
+    resyncs: dict[str, int] = field(
+        default_factory=dict
+    )  # table → the newest resync opened in this lane; "": see applier.py
 
 
 @dataclass(slots=True)

@@ -378,12 +378,19 @@ def sweep_despite_hole() -> Patch:
     """A resync that lost records still removes what it did not find."""
 
     def careless(original: Any) -> Any:
-        def repair(self: Applier, txn: Any, work: Any, resyncs: Any) -> None:
-            original(self, txn, work, {})
+        def mark(work: Any, state: Any, marker: Any) -> None:
+            state.resyncs.pop(applier.DAMAGED, None)
+            original(work, state, marker)
 
-        return repair
+        return mark
 
-    return around(Applier, "_repair", careless)
+    return around(applier, "_mark", careless)
+
+
+@bug
+def one_repair_for_all_holes() -> Patch:
+    """A hole is not reported where one was reported before, answered or not."""
+    return instead(applier, "_newest_epoch", lambda state, record: 1)
 
 
 # --- no travel back in time, snapshots ----------------------------------------------------------------------------------

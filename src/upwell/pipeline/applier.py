@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 import orjson
 
@@ -25,8 +26,13 @@ from upwell.model import (
     TableSchema,
     Value,
     pack_version,
+    unpack_version,
 )
 from upwell.ports import Clock, LaneState, Request, ResyncState, Target, TargetTransaction
+
+# Among a lane's resyncs, in the place of a table: the newest that may have lost records in this lane. Such a resync
+# must not end, or it would remove what the lost records held.
+DAMAGED: Final = ""
 
 Record = LaneRecord[ReceivedEvent | Marker]
 Key = tuple[Value, ...]
@@ -87,7 +93,7 @@ class Plan:
     opened: dict[str, int] = field(default_factory=dict)  # table → newest resync opened in this batch
     closed: list[Marker] = field(default_factory=list)
     tables: set[str] = field(default_factory=set)
-    holes: list[str] = field(default_factory=list)  # sentences
+    holes: list[tuple[int, str]] = field(default_factory=list)  # (the newest epoch that may be concerned, a sentence)
     skipped: int = 0
 
 
@@ -98,7 +104,9 @@ def plan(records: Iterable[Record], states: dict[int, LaneState]) -> Plan:
         state = result.states[record.lane]
         hole = _count(state, record)
         if hole is not None:
-            result.holes.append(hole)
+            newest = _newest_epoch(state, record)
+            state.resyncs[DAMAGED] = newest
+            result.holes.append((newest, hole))
         for item in record.items:
             if isinstance(item, Marker):
                 _mark(result, state, item)
@@ -130,13 +138,20 @@ def _mark(result: Plan, state: LaneState, marker: Marker) -> None:
     result.schemas[marker.schema.hash] = marker.schema
     result.tables.add(table)
     if marker.phase == "close":
-        result.closed.append(marker)
+        if state.resyncs.get(table) == marker.resync > state.resyncs.get(DAMAGED, 0):
+            result.closed.append(marker)
     elif marker.resync > state.resyncs.get(table, 0):
         # One that is not newer is a record that landed late. What is older than the resync is of the past from here
         # on, even where the lane has nothing newer yet: read again, it would pass for something that was found.
         state.resyncs[table] = marker.resync
         state.version = max(state.version, pack_version(marker.resync, 0, 0))
         result.opened[table] = max(marker.resync, result.opened.get(table, 0))
+
+
+def _newest_epoch(state: LaneState, record: Record) -> int:
+    """What was lost before the record is not of a newer epoch than this: a lane's epochs never fall."""
+    epochs = [item.resync if isinstance(item, Marker) else unpack_version(item.version)[0] for item in record.items]
+    return max(*epochs, unpack_version(state.version)[0])
 
 
 def _count(state: LaneState, record: Record) -> str | None:
@@ -221,7 +236,7 @@ class Applier:
         if letters:
             txn.add_dead_letters(self._pipeline, letters)
         if work.holes:
-            self._repair(txn, work, resyncs)
+            self._repair(txn, work)
         txn.save_lanes(self._pipeline, work.states)
         applied.skipped += work.skipped
         applied.dead_letters += len(letters)
@@ -292,16 +307,11 @@ class Applier:
             txn.save_resync(self._pipeline, marker.schema.table, state)
         return swept
 
-    def _repair(self, txn: TargetTransaction, work: Plan, resyncs: dict[str, ResyncState]) -> None:
+    def _repair(self, txn: TargetTransaction, work: Plan) -> None:
         """Records are lost: which rows they held is unknown, so all tables are to be read again."""
-        for table, state in resyncs.items():
-            if state.active:
-                # What it should have found may be among what is lost: it must not remove anything.
-                state.active = False
-                txn.save_resync(self._pipeline, table, state)
-        # One request for all holes that the same next resync answers.
-        newest = max((resync for state in work.states.values() for resync in state.resyncs.values()), default=0)
-        txn.ask_repair(self._pipeline, Request(f"holes-after-{newest}", None, work.holes[0]))
+        # One request for all holes that the same next resync answers: it is of a newer epoch.
+        newest, sentence = max(work.holes)
+        txn.ask_repair(self._pipeline, Request(f"holes-after-{newest}", None, sentence))
 
 
 def _sort_key(event: ReceivedEvent) -> list[tuple[str, str]]:
