@@ -41,6 +41,11 @@ class Shop:
     def source(self) -> PostgresSource:
         return self.sources[-1]
 
+    def reconnect(self) -> None:
+        """After the server was away."""
+        self.connection.close()
+        self.connection = self.server.connect(self.database)
+
     def execute(self, *statements: str) -> None:
         """In one transaction."""
         with self.connection.transaction():
@@ -114,13 +119,13 @@ class Shop:
 
 @contextmanager
 def open_shop(server: PostgresServer, database: str) -> Iterator[Shop]:
-    with server.connect(database) as connection:
-        shop = Shop(server, database, connection)
-        try:
-            yield shop
-        finally:
-            for source in shop.sources:
-                source.close()
+    shop = Shop(server, database, server.connect(database))
+    try:
+        yield shop
+    finally:
+        for source in shop.sources:
+            source.close()
+        shop.connection.close()
 
 
 def brief(events: list[ChangeEvent]) -> list[tuple[str, list[Any], Any]]:

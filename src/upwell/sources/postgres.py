@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 WINDOW_BYTES_MAX: Final = 16 * 2**20  # of row messages; a window of very long rows ends early
 FEEDBACK_S: Final = 10.0  # wal_sender_timeout is 60 s by default
 CONFIRM_S: Final = 1.0  # how long a confirmed position may wait to be told to the server
+ANSWER_S: Final = 0.1  # how long an answer may take that the server asks for
+ASKING_S: Final = 1.0  # otherwise than in a shutdown it asks twice in a minute
+SHUTDOWN_S: Final = 10.0  # how long we hold up a shutdown of the server
 TICK_S: Final = 0.001  # while changes keep coming: waking up for each one costs both sides more
 HOT_S: Final = 0.1
 MESSAGES_PER_LOOK: Final = 1024  # how many messages between two looks at the clock
@@ -59,6 +62,7 @@ class PostgresSource:
         self._epoch = 0
         self._confirmed = 0
         self._fed_back_at = 0.0
+        self._asked_at = self._asking_since = 0.0
         self._hot_until = 0.0
         self._barrier = 0  # chunks are to see all transactions with lower ids
         self._awaited = 0  # where the caller waits for the stream to come: a chunk, the end of the log
@@ -266,7 +270,7 @@ class PostgresSource:
             message = receive()
             if message is not None:
                 if feed(message):
-                    self._feed_back(0)
+                    self._answer()
                 full = len(events) >= limit or taken.size >= WINDOW_BYTES_MAX
                 # The row that fills the window may be the transaction's last: one more message tells.
                 if full and (decoder.transaction is None or len(events) > limit or taken.size > WINDOW_BYTES_MAX):
@@ -278,12 +282,13 @@ class PostgresSource:
                 if decoder.transaction is None:
                     return True
                 continue
-            self._feed_back(CONFIRM_S if self._confirmed else FEEDBACK_S)
+            asked = self._asked_at > self._fed_back_at
+            self._feed_back(ANSWER_S if asked else CONFIRM_S if self._confirmed else FEEDBACK_S)
             remaining = deadline - clock.monotonic()
             if remaining <= 0 or (decoder.transaction is None and self._has_something(decoder)):
                 return False
             self._nudge(decoder)
-            stream.wait(remaining)
+            stream.wait(min(remaining, ANSWER_S) if asked else remaining)
             if clock.monotonic() < self._hot_until:
                 clock.sleep(TICK_S)
 
@@ -333,6 +338,19 @@ class PostgresSource:
 
     def _await(self, lsn: int) -> None:
         self._awaited, self._nudged = max(self._awaited, lsn), False
+
+    def _answer(self) -> None:
+        """The server wants to hear from us: now and then, or, when it shuts down, over and over again.
+
+        Then it waits until we have confirmed everything, which may take long if the destination is out of reach.
+        """
+        now = self._clock.monotonic()
+        if now - self._asked_at > ASKING_S:
+            self._asking_since = now
+        self._asked_at = now
+        if now - self._asking_since > SHUTDOWN_S:
+            raise TransientError("The source is shutting down.", code="UW-PG-012")
+        self._feed_back(ANSWER_S)
 
     def _nudge(self, decoder: Decoder) -> None:
         """The stream is awaited at a place of the log, on a server that may be idle: write something beyond it.
@@ -410,7 +428,9 @@ class PostgresSource:
             with translated(self._url):
                 yield
         except BaseException:
-            self._close_stream()  # what it had under way comes again
+            # What it had under way comes again. The other connection broke most likely too.
+            self._close_stream()
+            self._close_sql()
             raise
 
     def _close_stream(self) -> None:
