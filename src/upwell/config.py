@@ -84,7 +84,7 @@ class Pipeline:
             *([config.subscriber.target] if config.subscriber else []),
             *([config.destination.proxy] if config.destination and config.destination.proxy else []),
         ]
-        found = {password for url in urls for password in _passwords(url.get_secret_value())}
+        found = {password for url in urls for password in passwords(url.get_secret_value())}
         if config.masking is not None:
             found.add(config.masking.key.get_secret_value())
         return frozenset(found)
@@ -123,8 +123,8 @@ class Pipeline:
         return settings
 
 
-def _passwords(url: str) -> Iterator[str]:
-    """The URL's password, as it stands there and as it is."""
+def passwords(url: str) -> Iterator[str]:
+    """The URL's password, in each form in which it might appear."""
     user_info, found, _ = url.partition("://")[2].rpartition("@")
     if found and ":" in user_info:
         password = user_info.partition(":")[2]

@@ -56,7 +56,8 @@ _BYTES: Final = {
 }
 
 
-def _seconds(value: object) -> object:
+def seconds(value: object) -> float:
+    """Of a duration as it is written. Raises ValueError, a clause that begins with a verb."""
     if isinstance(value, (float, int)) and not isinstance(value, bool):
         raise ValueError("has no unit; write a duration such as 500ms, 1s or 10m")
     match = _DURATION.fullmatch(value) if isinstance(value, str) else None
@@ -133,7 +134,7 @@ def _target_name(value: str) -> str:
 
 Duration = Annotated[
     float,
-    BeforeValidator(_seconds),
+    BeforeValidator(seconds),
     WithJsonSchema({"type": "string", "pattern": f"^{_DURATION.pattern}$", "examples": ["500ms", "1s", "10m"]}),
 ]
 Size = Annotated[
@@ -316,7 +317,7 @@ class TableSettings(Settings):
     """What leaves the building of a table, and how."""
 
     columns: ColumnNames | None = None
-    """Only these columns, and those of the key. Default: all."""
+    """Only these columns; name those of the key too. Default: all."""
     exclude: ColumnNames | None = None
     """All columns but these. Not together with `columns`."""
     where: Condition | None = None
@@ -391,3 +392,9 @@ class Config(Settings):
     """The file in which the publisher keeps how far it has come. Whoever deletes it starts a full resync."""
     limits: LimitsSettings = Field(default_factory=LimitsSettings)
     """What the program may use."""
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of the file, in which every setting has its description."""
+    schema = Config.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "upwell.yaml"}

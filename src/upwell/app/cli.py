@@ -132,7 +132,7 @@ def track(file: Path, dry_run: bool) -> None:
 
     parts = build.source_parts(loaded(file, ["source"]))
     for statement in parts.track_sql() if dry_run else parts.track():
-        click.echo(statement)
+        click.echo(statement if ";" in statement[-1:] or "; --" in statement else f"{statement};")
 
 
 @upwell.command()
@@ -167,3 +167,282 @@ def subscribe(file: Path, once: bool) -> None:
     from upwell.app.subscribe import subscribe as run_it
 
     run_it(loaded(file, SUBSCRIBER), once=once)
+
+
+@upwell.command()
+@options
+@click.option("--relational", "ways", flag_value="relational", help="Only by Kinesis to a relational database.")
+@click.option("--serverless", "ways", flag_value="serverless", help="Only to DynamoDB.")
+@click.option("--no-browser", is_flag=True, help="Do not open a browser.")
+@click.option("--for", "for_s", metavar="60s", callback=lambda _c, _o, value: _duration(value), help="End by itself.")
+def demo(file: Path, ways: str | None, no_browser: bool, for_s: float | None) -> int:
+    """Watch changes travel, all on this machine.
+
+    A legacy shop with its own database, an embedded AWS, a publisher and a subscriber; the network can be cut and the
+    programs killed while you watch. Needs no account, no database, no configuration.
+
+    \b
+    Example:  upwell demo --for 60s
+    """
+    from upwell.app.demo import demo as run_it
+
+    which: Any = ways or "both"
+    return run_it(which, for_s, not no_browser)
+
+
+def _duration(value: str | None) -> float | None:
+    from upwell.settings import seconds
+
+    if value is None:
+        return None
+    try:
+        return seconds(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+@upwell.command()
+@options
+@click.argument("source_url")
+@click.option("--to", metavar="URL", help="kinesis://STREAM or dynamodb://PREFIX. Default: print the events.")
+@click.option("--force", is_flag=True, help="Overwrite files that exist.")
+def init(file: Path, source_url: str, to: str | None, force: bool) -> None:
+    """Write a configuration for a database.
+
+    Looks into the database and writes upwell.yaml with all its tables, grants.sql (a role with the least rights that
+    publishing needs) and firewall.txt (which hosts must be reached). The password does not go into the file.
+
+    \b
+    Example:  upwell init postgresql://admin:secret@db01/shop --to kinesis://shop
+    """
+    from upwell.app.init import init as run_it
+    from upwell.app.init import password_hint
+    from upwell.config import passwords
+
+    logs.hide(passwords(source_url))
+    for path in run_it(source_url, to, file, force=force, environ=os.environ):
+        click.echo(path)
+    hint = password_hint(source_url)
+    if hint is not None:
+        click.echo(f"The password stays out of the file. First: {hint}", err=True)
+    click.echo("Next: upwell doctor", err=True)
+
+
+@upwell.command()
+@options
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def doctor(file: Path, as_json: bool) -> int:
+    """Check everything that publish or subscribe will need.
+
+    Each finding is pass, warn or fail, with a code for `upwell explain` and the next step. All are shown, not only the
+    first. Exits with 3 where one is fail.
+
+    \b
+    Example:  upwell doctor --json | jq '.[] | select(.level == "fail")'
+    """
+    from upwell.app.doctor import findings, show_findings
+
+    found = show_findings(findings(loaded(file, [])), as_json=as_json)
+    return 3 if "fail" in found else 0
+
+
+@upwell.command()
+@options
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def plan(file: Path, as_json: bool) -> None:
+    """Show what would be read, written and created.
+
+    For each column: its type at the source, its form on the wire and its type at the destination, with a warning
+    where that can't hold all that the source's type can. Changes nothing.
+
+    \b
+    Example:  upwell plan
+    """
+    from upwell.app.plan import plan as made
+    from upwell.app.plan import show_plan
+
+    show_plan(made(loaded(file, ["source", "masking"])), as_json=as_json)
+
+
+@upwell.command()
+@options
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--watch", is_flag=True, help="Again every two seconds, until Ctrl-C.")
+def status(file: Path, as_json: bool, watch: bool) -> None:
+    """Show how the pipeline is.
+
+    Per table: phase, lag, runway (how long until the source forgets what was not published), snapshot progress, events
+    per second, dead letters, last error.
+
+    \b
+    Example:  upwell status --json | jq .publisher.lag_seconds
+    """
+    from upwell.app.status import status as run_it
+
+    run_it(loaded(file, []), as_json=as_json, watch=watch)
+
+
+@upwell.command()
+@options
+@click.argument("tables", nargs=-1, metavar="[TABLE]...")
+@click.option("--reason", default="asked for by a person", show_default=True, help="For status and logs.")
+def resync(file: Path, tables: tuple[str, ...], reason: str) -> None:
+    """Have tables read again; all of them where none is named.
+
+    The running publisher takes it up within a second, another one when it starts. Rows that the source no longer has
+    are removed from the destination.
+
+    \b
+    Example:  upwell resync public.users
+    """
+    from upwell.app.resync import resync as run_it
+
+    for table in run_it(loaded(file, ["source"]), tables, reason):
+        click.echo(f"{table} will be read again")
+
+
+@upwell.command()
+@options
+@click.argument("tables", nargs=-1, metavar="[TABLE]...")
+@click.option("--repair", is_flag=True, help="Have the tables that differ read again, as `upwell resync` does.")
+def verify(file: Path, tables: tuple[str, ...], repair: bool) -> int:
+    """Compare source and destination, row by row.
+
+    Reads both in chunks and looks again after a pause at what differs, so that changes on their way are no false alarm.
+    Lists the keys that differ, and exits with 1 where there are any.
+
+    \b
+    Example:  upwell verify public.users --repair
+    """
+    from upwell.app.verify import verify as compared
+
+    return _verify(compared, loaded(file, ["source", "destination", "subscriber", "masking"]), tables, repair)
+
+
+def _verify(compared: Callable[..., Any], pipeline: Pipeline, tables: tuple[str, ...], repair: bool) -> int:
+    from upwell.app.resync import resync as read_again
+    from upwell.app.verify import KEYS_SHOWN_MAX, sentences
+    from upwell.clock import SystemClock
+
+    wrong = []
+    for result in compared(pipeline, tables, SystemClock()):
+        for line in sentences(result, KEYS_SHOWN_MAX):
+            click.echo(line)
+        if not result.equal:
+            wrong.append(result.table)
+    if wrong and repair:
+        for table in read_again(pipeline, wrong, "verify found differences"):
+            click.echo(f"{table} will be read again by the publisher")
+    return 1 if wrong else 0
+
+
+@upwell.group("dead-letters")
+def dead_letters() -> None:
+    """What could not be delivered or applied: list, show, replay, drop.
+
+    Ids that begin with p- are the publisher's, those with s- the subscriber's.
+    """
+
+
+@dead_letters.command("list")
+@options
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def list_letters(file: Path, as_json: bool) -> None:
+    """List them, the oldest first.
+
+    \b
+    Example:  upwell dead-letters list
+    """
+    from upwell.app.dead_letters import as_json_text, box
+    from upwell.app.tables import show
+
+    with box(loaded(file, [])) as letters:
+        found = letters.all()
+    if as_json:
+        fields = ("table", "key", "version", "reason", "time")
+        click.echo(as_json_text([{"id": n} | {f: getattr(letter, f) for f in fields} for n, letter in found]))
+    elif found:
+        show(("ID", "TIME", "TABLE", "KEY", "REASON"), [(n, x.time, x.table, x.key, x.reason) for n, x in found])
+
+
+@dead_letters.command("show")
+@options
+@click.argument("id_", metavar="ID")
+def show_letter(file: Path, id_: str) -> None:
+    """Show one with its row, as JSON.
+
+    \b
+    Example:  upwell dead-letters show s-7
+    """
+    from upwell.app.dead_letters import as_json_text, box, described
+
+    with box(loaded(file, [])) as letters:
+        click.echo(as_json_text(described(id_, letters.one(id_))))
+
+
+@dead_letters.command("replay")
+@options
+@click.argument("ids", metavar="ID...", nargs=-1, required=True)
+def replay_letters(file: Path, ids: tuple[str, ...]) -> None:
+    """Have their tables read again, and forget them.
+
+    Mend the cause first: what still can't be delivered becomes a dead letter again. The letter's own event is not sent
+    again, since newer changes of its row may have arrived.
+
+    \b
+    Example:  upwell dead-letters replay p-1 p-2
+    """
+    from upwell.app.dead_letters import replay
+
+    for table in replay(loaded(file, ["source"]), ids):
+        click.echo(f"{table} will be read again")
+
+
+@dead_letters.command("drop")
+@options
+@click.argument("ids", metavar="ID...", nargs=-1, required=True)
+def drop_letters(file: Path, ids: tuple[str, ...]) -> None:
+    """Forget them.
+
+    \b
+    Example:  upwell dead-letters drop p-1
+    """
+    from upwell.app.dead_letters import box
+
+    with box(loaded(file, [])) as letters:
+        for id_ in ids:
+            letters.drop(id_)
+
+
+@upwell.group()
+def config() -> None:
+    """About the configuration."""
+
+
+@config.command()
+@options
+def schema(file: Path) -> None:
+    """Print its JSON Schema, for editors.
+
+    \b
+    Example:  upwell config schema > upwell.schema.json
+    """
+    import orjson
+
+    from upwell.settings import json_schema
+
+    click.echo(orjson.dumps(json_schema(), option=orjson.OPT_INDENT_2))
+
+
+@upwell.command()
+@options
+@click.argument("code")
+def explain(file: Path, code: str) -> None:
+    """Explain an error or finding code: its cause, and what to do.
+
+    \b
+    Example:  upwell explain UW-PG-020
+    """
+    from upwell.app.catalogue import explained
+
+    click.echo(explained(code))

@@ -1,0 +1,261 @@
+"""`upwell doctor`: everything that publishing or subscribing will need, checked before it is needed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict
+from typing import Any, Final
+
+import click
+import orjson
+
+from upwell.app import build
+from upwell.aws import AwsService
+from upwell.aws_errors import ServiceRefusal
+from upwell.clock import SystemClock
+from upwell.config import Pipeline
+from upwell.errors import UpwellError
+from upwell.model import Finding, TableSchema
+from upwell.sinks.kinesis import stream_status
+
+SKEW_S_WARN: Final = 60.0
+RETENTION_H_WARN: Final = 24  # a weekend without a subscriber is longer
+_COLOURS: Final = {"pass": "green", "warn": "yellow", "fail": "red"}
+# What the PostgreSQL source says of a table whose events may lack large values.
+_INCOMPLETE_ROWS: Final = "UW-PG-047"
+
+
+def findings(pipeline: Pipeline) -> Iterator[Finding]:
+    """All of them, good and bad; never only the first. Changes nothing outside."""
+    yield Finding("pass", "UW-CL-007", f"The configuration {pipeline.file} is valid.")
+    for why in pipeline.left_out:
+        yield Finding("warn", "UW-CL-007", f"A part was not checked here: {why}.", "Set it, if this machine needs it.")
+    config = pipeline.config
+    schemas: list[TableSchema] = []
+    if config.source is not None:
+        yield from _source(pipeline, schemas)
+        yield _state(pipeline)
+    if config.destination is not None:
+        yield from _destination(pipeline, schemas, sends=config.source is not None)
+    if config.subscriber is not None:
+        with closing(build.target(pipeline)) as target:
+            yield from target.findings(schemas)
+
+
+def show_findings(found: Iterable[Finding], *, as_json: bool) -> set[str]:
+    """Print them as they come, or as one JSON array; the levels that occur."""
+    shown = list(found) if as_json else []
+    if as_json:
+        click.echo(orjson.dumps([asdict(finding) for finding in shown], option=orjson.OPT_INDENT_2))
+        return {finding.level for finding in shown}
+    levels = set()
+    for finding in found:
+        levels.add(finding.level)
+        click.secho(f"{finding.level}  ", fg=_COLOURS[finding.level], nl=False)
+        click.echo(f"{finding.code:10}  {finding.sentence}")
+        if finding.remedy and finding.level != "pass":
+            click.echo(f"      to do: {finding.remedy}")
+    return levels
+
+
+def _failed(error: UpwellError) -> Finding:
+    return Finding("fail", error.code, error.message, error.remedy)
+
+
+def _source(pipeline: Pipeline, schemas: list[TableSchema]) -> Iterator[Finding]:
+    """What the source says, and whether the rules fit; the tables as they leave go to `schemas`."""
+    try:
+        parts = build.source_parts(pipeline)
+    except UpwellError as error:
+        yield _failed(error)
+        return
+    found = parts.findings()
+    yield from found
+    said = {finding.code for finding in found if finding.level == "fail"}
+    try:
+        mapping = build.mapping(pipeline)
+        with closing(parts.open(SystemClock())) as source:
+            tables = source.tables()
+    except UpwellError as error:
+        if error.code not in said:
+            yield _failed(error)
+        return
+    for table in tables:
+        try:
+            schemas.append(mapping.schema(table))
+        except UpwellError as error:
+            yield _failed(error)
+    if len(schemas) == len(tables):
+        yield Finding("pass", "UW-CF-022", f"The rules under `tables` fit the {len(tables)} tables.")
+    yield from _filtered(pipeline, tables, found)
+
+
+def _filtered(pipeline: Pipeline, tables: Sequence[TableSchema], found: Sequence[Finding]) -> Iterator[Finding]:
+    incomplete = [finding.sentence for finding in found if finding.code == _INCOMPLETE_ROWS]
+    for table in tables:
+        rule = next((rule for rule in pipeline.rules if rule.matches(table.table, table.dialect)), None)
+        if rule is None or rule.where is None:
+            continue
+        if any(sentence.startswith(f"{table.table}:") for sentence in incomplete):
+            yield Finding(
+                "warn",
+                "UW-CL-013",
+                f"{table.table} is filtered, and a changed row may come without its large values: one that may just "
+                "have entered the filter so has the whole table read again.",
+                f"ALTER TABLE {table.table} REPLICA IDENTITY FULL;",
+            )
+
+
+def _state(pipeline: Pipeline) -> Finding:
+    kept = build.state(pipeline)
+    try:
+        kept.load()
+    except UpwellError as error:
+        return _failed(error)
+    finally:
+        kept.release()
+    folder = pipeline.state.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        return Finding(
+            "fail",
+            "UW-CL-008",
+            f"The folder {folder} of the state file is not there, or can't be written.",
+            f"mkdir -p {folder}",
+        )
+    return Finding("pass", "UW-CL-008", f"The state can be kept in {pipeline.state}.")
+
+
+# --- AWS ----------------------------------------------------------------------------------------------------------
+
+
+def _destination(pipeline: Pipeline, schemas: Sequence[TableSchema], *, sends: bool) -> Iterator[Finding]:
+    try:
+        service = build.aws_service(pipeline)
+    except UpwellError as error:
+        yield _failed(error)
+        return
+    if service is None:
+        return
+    with closing(service):
+        ready = True
+        for finding in _way(service):
+            ready = ready and finding.level != "fail"
+            yield finding
+        if not ready:
+            return
+        if pipeline.destination().kinesis is not None:
+            yield from _stream(pipeline, service, sends=sends)
+        elif schemas:
+            yield from _items(pipeline, schemas)
+        yield from _clock(service)
+
+
+def _way(service: AwsService) -> Iterator[Finding]:
+    """The network, the proxy, TLS, the credentials."""
+    route = service.route
+    through = f" through the proxy {route.proxy.host}:{route.proxy.port}" if route.proxy else ""
+    good = f"{route.host}:{route.port} can be reached{through}."
+    yield _attempt("UW-CL-010", good, lambda: route.open().close())
+    yield _attempt("UW-CL-010", "There are AWS credentials.", service.keys)
+
+
+def _attempt(code: str, good: str, check: Callable[[], object]) -> Finding:
+    try:
+        check()
+    except UpwellError as error:
+        return _failed(error)
+    return Finding("pass", code, good)
+
+
+def _stream(pipeline: Pipeline, service: AwsService, *, sends: bool) -> Iterator[Finding]:
+    settings = pipeline.destination().kinesis
+    assert settings is not None
+    name = settings.stream
+    try:
+        status = stream_status(service, name)
+    except UpwellError as error:
+        yield _failed(error)
+        return
+    good = status in ("ACTIVE", "UPDATING")
+    yield Finding("pass" if good else "fail", "UW-CL-011", f"The stream {name} is {status}.")
+    yield from _retention(service, name)
+    if sends:
+        yield from _may_put(service, name, local=settings.endpoint_url is not None)
+    if pipeline.config.subscriber is not None:
+        yield from _may_read(service, name)
+
+
+def _retention(service: AwsService, stream: str) -> Iterator[Finding]:
+    try:
+        answer = service.call("DescribeStreamSummary", {"StreamName": stream})
+    except UpwellError:
+        return  # stand-ins don't know it, and who may write need not be allowed to ask
+    hours = answer["StreamDescriptionSummary"].get("RetentionPeriodHours", RETENTION_H_WARN)
+    if hours > RETENTION_H_WARN:
+        yield Finding("pass", "UW-CL-011", f"The stream {stream} keeps records for {hours} hours.")
+        return
+    yield Finding(
+        "warn",
+        "UW-CL-011",
+        f"The stream {stream} keeps records for {hours} hours: a subscriber that is off for longer loses some, and all "
+        "tables concerned are read again.",
+        f"aws kinesis increase-stream-retention-period --stream-name {stream} --retention-period-hours 168",
+    )
+
+
+def _may_put(service: AwsService, stream: str, *, local: bool) -> Iterator[Finding]:
+    """Whether PutRecords is allowed, by a record that no shard can take. A stand-in might take it all the same."""
+    if local:
+        return
+    beyond = str(2**128)
+    record = {"Data": "", "PartitionKey": "upwell-doctor", "ExplicitHashKey": beyond}
+    yield _allowed(service, "PutRecords", {"StreamName": stream, "Records": [record]}, stream)
+
+
+def _may_read(service: AwsService, stream: str) -> Iterator[Finding]:
+    yield _allowed(service, "ListShards", {"StreamName": stream, "MaxResults": 1}, stream)
+    try:
+        shards = service.call("ListShards", {"StreamName": stream, "MaxResults": 1})["Shards"]
+        request = {"StreamName": stream, "ShardId": shards[0]["ShardId"], "ShardIteratorType": "LATEST"}
+        iterator = service.call("GetShardIterator", request)["ShardIterator"]
+    except UpwellError as error:
+        yield _failed(error)
+        return
+    yield Finding("pass", "UW-CL-012", f"GetShardIterator is allowed on {stream}.")
+    yield _allowed(service, "GetRecords", {"ShardIterator": iterator, "Limit": 1}, stream)
+
+
+def _allowed(service: AwsService, action: str, request: dict[str, Any], stream: str) -> Finding:
+    try:
+        service.call(action, request)
+    except ServiceRefusal:
+        pass  # it was understood and refused for what it holds: the action itself is allowed
+    except UpwellError as error:
+        return _failed(error)
+    return Finding("pass", "UW-CL-012", f"{action} is allowed on {stream}.")
+
+
+def _items(pipeline: Pipeline, schemas: Sequence[TableSchema]) -> Iterator[Finding]:
+    try:
+        with closing(build.dynamodb_sink(pipeline, SystemClock(), schemas)) as sink:
+            yield from sink.findings(schemas)
+    except UpwellError as error:
+        yield _failed(error)
+
+
+def _clock(service: AwsService) -> Iterator[Finding]:
+    skew = service.clock_skew_s
+    if skew is None:
+        return
+    if abs(skew) < SKEW_S_WARN:
+        yield Finding("pass", "UW-CL-009", "This machine's clock agrees with AWS's.")
+        return
+    direction = "ahead of" if skew > 0 else "behind"
+    yield Finding(
+        "warn",
+        "UW-CL-009",
+        f"This machine's clock is {abs(skew):.0f} s {direction} AWS's; requests are signed with AWS's time.",
+        "Let the machine take its time from a time server (chrony, systemd-timesyncd, w32time).",
+    )

@@ -1,0 +1,135 @@
+"""`upwell plan`: what would be read, written and created, and where a type can't hold what the source's can."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from typing import Any, Final
+
+import click
+import orjson
+
+from upwell.app import build
+from upwell.app.tables import show
+from upwell.clock import SystemClock
+from upwell.config import Pipeline
+from upwell.items import attribute_type
+from upwell.model import Column, Kind, TableSchema
+from upwell.targets.postgres_tables import target_name
+from upwell.targets.postgres_types import target_type
+
+WIRE: Final = {
+    Kind.BOOL: "true, false",
+    Kind.INT: "number (text beyond 2^53)",
+    Kind.DECIMAL: "digits as text",
+    Kind.FLOAT: "number",
+    Kind.TEXT: "text",
+    Kind.BYTES: "base64",
+    Kind.DATE: "ISO 8601 date",
+    Kind.TIME: "ISO 8601 time",
+    Kind.TIMESTAMP: "ISO 8601, no zone",
+    Kind.TIMESTAMPTZ: "ISO 8601 in UTC",
+    Kind.UUID: "text",
+    Kind.JSON: "JSON as text",
+    Kind.OTHER: "the source's text",
+}
+
+
+def plan(pipeline: Pipeline) -> list[dict[str, Any]]:
+    """One entry for each table. Raises UpwellError."""
+    mapping = build.mapping(pipeline)
+    with closing(build.source_parts(pipeline).open(SystemClock())) as source:
+        tables = [(table, source.estimate(table.table)) for table in source.tables()]
+    leaving = {table.table: mapping.schema(table) for table, _ in tables}
+    names = _targets(pipeline, list(leaving.values()))
+    return [
+        {
+            "table": table.table,
+            "rows": rows,
+            "to": names[table.table],
+            "key": list(leaving[table.table].key),
+            "snapshot": mapping.snapshot(table.table),
+            "filter": _filter(pipeline, table),
+            "columns": list(_columns(pipeline, table, leaving[table.table])),
+        }
+        for table, rows in tables
+    ]
+
+
+def _filter(pipeline: Pipeline, table: TableSchema) -> str | None:
+    rule = next((rule for rule in pipeline.rules if rule.matches(table.table, table.dialect)), None)
+    return None if rule is None or rule.where is None else rule.where.text
+
+
+def _targets(pipeline: Pipeline, schemas: Sequence[TableSchema]) -> dict[str, str]:
+    """source table → where its rows end up."""
+    if pipeline.config.destination is None:
+        return {schema.table: "(no destination)" for schema in schemas}
+    kind = pipeline.destination().kind
+    if kind == "dynamodb":
+        with closing(build.dynamodb_sink(pipeline, SystemClock(), schemas)) as sink:
+            return {table: f"DynamoDB table {name}" for table, name in sink.learn(schemas).items()}
+    if kind == "kinesis" and pipeline.config.subscriber is not None:
+        return {schema.table: f"table {target_name(schema)}" for schema in schemas}
+    settings = pipeline.destination().kinesis
+    to = "standard output" if settings is None else f"stream {settings.stream}"
+    return {schema.table: to for schema in schemas}
+
+
+def _columns(pipeline: Pipeline, source: TableSchema, leaving: TableSchema) -> Iterator[dict[str, Any]]:
+    """The columns that leave; a mask or another name shows beside the source's."""
+    rule = next((rule for rule in pipeline.rules if rule.matches(source.table, source.dialect)), None)
+    renamed = {} if rule is None else {new: old for old, new in rule.rename.items()}
+    masks = {} if rule is None else rule.mask
+    types = {column.name.casefold(): column.type for column in source.columns}
+    for column in leaving.columns:
+        name = renamed.get(column.name, column.name)
+        type_, warning = _target_type(pipeline, column, leaving)
+        yield {
+            "column": name,
+            "type": types.get(name.casefold(), column.type),
+            "wire": WIRE[column.kind],
+            "to": column.name,
+            "target_type": type_,
+            "mask": masks.get(name),
+            "warning": warning,
+        }
+
+
+def _target_type(pipeline: Pipeline, column: Column, schema: TableSchema) -> tuple[str | None, str | None]:
+    destination = pipeline.config.destination
+    if destination is not None and destination.kind == "dynamodb":
+        type_, warning = attribute_type(column)
+        return type_, warning
+    if destination is not None and destination.kind == "kinesis" and pipeline.config.subscriber is not None:
+        return target_type(column, schema.dialect)
+    return None, None
+
+
+def show_plan(tables: Sequence[dict[str, Any]], *, as_json: bool) -> None:
+    """Print it."""
+    if as_json:
+        click.echo(orjson.dumps(tables, option=orjson.OPT_INDENT_2))
+        return
+    for table in tables:
+        rows = "" if table["rows"] is None else f", about {table['rows']} rows"
+        click.echo(f"{table['table']} → {table['to']}, key {', '.join(table['key'])}{rows}")
+        if table["filter"]:
+            click.echo(f"  only rows where {table['filter']}")
+        if not table["snapshot"]:
+            click.echo("  only changes: the rows that exist already are not sent")
+        show(
+            ("  COLUMN", "TYPE", "ON THE WIRE", "BECOMES", "TYPE THERE", ""),
+            [
+                (
+                    f"  {column['column']}",
+                    column["type"],
+                    f"{column['mask']} mask" if column["mask"] else column["wire"],
+                    column["to"],
+                    column["target_type"] or "-",
+                    f"warning: {column['warning']}" if column["warning"] else "",
+                )
+                for column in table["columns"]
+            ],
+        )
+        click.echo()
