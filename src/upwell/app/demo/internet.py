@@ -101,7 +101,8 @@ class Internet:
 
 def _bound(port: int) -> socket.socket:
     """A socket that holds a port of loopback."""
-    bound = socket.socket()
+    # With its protocol named: asyncio sends small packets at once only where it sees that this is TCP.
+    bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     if hasattr(socket, "SO_REUSEADDR") and not hasattr(socket, "SO_EXCLUSIVEADDRUSE"):
         # Elsewhere than on Windows: connections that just ended must not keep the port from us.
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
