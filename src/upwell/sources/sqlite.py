@@ -330,7 +330,8 @@ class SqliteSource:
             schema = reader.table.schema
             if schema != self._published.get(name):
                 self._unreported[name] = self._published[name] = schema
-            if generations[name][1] > self._generation:
+            first, generation = generations[name]
+            if first <= self._generation < generation:  # a table that is new is told of by its schema
                 self._resync[schema.table] = _GAP
         self._generation = max((generation for _, generation in generations.values()), default=0)
 
