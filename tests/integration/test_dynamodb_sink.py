@@ -220,7 +220,7 @@ class TestPartialRows:
         sink.prepare([USERS])
         for part in (made[:cut], made[cut:], made[cut:]):  # the last one again: a replay
             if part:
-                send(sink, *part)
+                assert send(sink, *part).rejected == []
         assert rows(sink) == sorted(model.values(), key=json.dumps)
         service.call("DeleteTable", {"TableName": sink.form(USERS).table})
         sink.close()
@@ -349,6 +349,25 @@ class TestSweep:
         assert sink.sweep(USERS, pack_version(1, 2, 0)) == 200
         assert sorted(row[0] % 3 for row in rows(sink)) == [1] * 200 + [2] * 200  # type: ignore[operator]
         assert sink.sweep(USERS, pack_version(1, 2, 0)) == 0
+
+    @pytest.mark.parametrize("deletes", ["tombstone", "remove"])
+    def test_what_changed_since_it_looked_stays(
+        self, make: Make, service: AwsService, deletes: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sink = make(deletes=deletes)
+        send(sink, upsert(1, 1, "old", None), upsert(1, 2, "old", None))
+        call = service.call
+
+        def and_meanwhile(action: str, payload: Any) -> dict[str, Any]:
+            answer = call(action, payload)
+            if action == "Scan":
+                send(sink, upsert(7, 1, "new", None))
+            return answer
+
+        with monkeypatch.context() as patch:
+            patch.setattr(service, "call", and_meanwhile)
+            assert sink.sweep(USERS, pack_version(1, 2, 0)) == 1
+        assert rows(sink) == [[1, "new", None]]
 
     def test_what_it_removed_may_come_back_but_not_by_something_old(self, make: Make) -> None:
         sink = make()
