@@ -9,7 +9,6 @@ import secrets
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,7 +17,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 from upwell.app.demo.internet import LOOPBACK
-from upwell.app.demo.processes import DemoFailed, Process, as_user, await_port, environment, free_port
+from upwell.app.demo.processes import DemoFailed, Household, Process, as_user, await_port, environment, free_port
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -26,23 +25,26 @@ if TYPE_CHECKING:
 USER: Final = "aurora"
 START_S: Final = 60.0
 # It lives as long as the demo does: nothing that only a crash of the machine would need.
-_SETTINGS: Final = {"listen_addresses": LOOPBACK, "fsync": "off", "full_page_writes": "off", "max_connections": "30"}
+_SETTINGS: Final = {
+    "listen_addresses": LOOPBACK,
+    "unix_socket_directories": "",
+    "fsync": "off",
+    "full_page_writes": "off",
+    "max_connections": "30",
+}
 
 
 class Aurora:
-    """Starts when it is made; `close` ends it and removes all that it wrote."""
+    """Starts when it is made; `close` ends it."""
 
-    def __init__(self) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="upwell-demo-aurora-")).resolve()
+    def __init__(self, household: Household) -> None:
+        self._household = household
         self._user = _unprivileged_user()
-        self._process: Process | None = None
-        try:
-            if self._user is not None:
-                shutil.chown(self._folder, self._user)
-            self._start()
-        except BaseException:
-            self.close()
-            raise
+        self._folder = household.folder / "aurora"
+        self._folder.mkdir()
+        if self._user is not None:
+            shutil.chown(self._folder, self._user)
+        self._start()
 
     def _start(self) -> None:
         programs = self._usable(_programs())
@@ -51,16 +53,21 @@ class Aurora:
         self._initialise(programs, data)
         self.port = free_port()
         settings = [f"--{name}={value}" for name, value in _SETTINGS.items()]
-        sockets = [] if os.name == "nt" else ["-k", str(self._folder)]
-        self._process = Process(
+        self.process = Process(
+            self._household,
             "PostgreSQL",
-            [programs / "postgres", "-D", data, "-p", str(self.port), *sockets, *settings],
+            [programs / "postgres", "-D", data, "-p", str(self.port), *settings],
             self._folder / "log",
             env=self._environment(),
             cwd=self._folder,
             user=self._user,
+            last_signal=signal.SIGINT,
         )
-        self._await_ready()
+        try:
+            self._await_ready()
+        except BaseException:
+            self.close()
+            raise
 
     def _await_ready(self) -> None:
         """It takes connections before it can answer them."""
@@ -86,17 +93,10 @@ class Aurora:
         """Its address, with the password: for configuration files and never for a log."""
         return f"postgresql://{USER}:{self._password}@{LOOPBACK}:{self.port}/postgres"
 
-    @property
-    def process(self) -> Process:
-        assert self._process is not None, "it was started when it was made"
-        return self._process
-
     def close(self) -> None:
-        """End the server, and with it all sessions."""
-        if self._process is not None and self._process.running:
-            self._process.ask_to_stop(signal.SIGINT)  # ends sessions; at SIGTERM it would wait for them
-            self._process.await_end()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        """End the server, and with it all sessions: at SIGTERM it would wait for them."""
+        self.process.ask_to_stop(signal.SIGINT)
+        self.process.await_end()
 
     def _initialise(self, programs: Path, data: Path) -> None:
         password = self._folder / "password"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from upwell.app.demo.internet import LOOPBACK
-from upwell.app.demo.processes import DemoFailed, Process, await_port, free_port
+from upwell.app.demo.processes import DemoFailed, Household, Process, await_port, free_port
 
 REGION: Final = "eu-west-1"
 START_S: Final = 60.0
@@ -34,21 +34,23 @@ FAKE_CREDENTIALS: Final = {
 
 
 class LocalAws:
-    """Kinesis and DynamoDB. Starts when it is made; `close` ends it and removes all that it wrote."""
+    """Kinesis and DynamoDB. Starts when it is made; `close` ends it, and its streams and tables are gone."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(self, household: Household, say: Callable[[str], None]) -> None:
         """`say` is told, in a sentence, what takes long."""
         python = _installed(say)
-        self._folder = Path(tempfile.mkdtemp(prefix="upwell-demo-aws-"))
         self.port = free_port()
+        folder = household.folder / "aws"
+        folder.mkdir()
+        self.process = Process(
+            household,
+            "The local AWS",
+            [python, "-m", "ministack"],
+            folder / "log",
+            env=_environment(folder, self.port),
+            cwd=folder,
+        )
         try:
-            self.process = Process(
-                "The local AWS",
-                [python, "-m", "ministack"],
-                self._folder / "log",
-                env=self._environment(),
-                cwd=self._folder,
-            )
             await_port(self.process, self.port, START_S)
         except BaseException:
             self.close()
@@ -59,23 +61,20 @@ class LocalAws:
         return f"http://{LOOPBACK}:{self.port}"
 
     def close(self) -> None:
-        """End the server; its streams and tables are gone with it."""
-        if hasattr(self, "process"):
-            self.process.kill()  # it keeps nothing, so it needs no time to end
-        shutil.rmtree(self._folder, ignore_errors=True)
+        """It keeps nothing, so it needs no time to end."""
+        self.process.kill()
 
-    def _environment(self) -> dict[str, str]:
-        folder = str(self._folder)
-        return {
-            "BIND_HOST": LOOPBACK,
-            "GATEWAY_PORT": str(self.port),
-            "SFTP_ENABLED": "0",
-            "IOT_MTLS_ENABLED": "0",
-            "LOG_LEVEL": "WARNING",
-            "HOME": folder,
-            "TMPDIR": folder,
-            "PYTHONDONTWRITEBYTECODE": "1",
-        }
+
+def _environment(folder: Path, port: int) -> dict[str, str]:
+    return {
+        "BIND_HOST": LOOPBACK,
+        "GATEWAY_PORT": str(port),
+        "SFTP_ENABLED": "0",
+        "IOT_MTLS_ENABLED": "0",
+        "LOG_LEVEL": "WARNING",
+        "HOME": str(folder),
+        "TMPDIR": str(folder),
+    }
 
 
 def _installed(say: Callable[[str], None]) -> Path:

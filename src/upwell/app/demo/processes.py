@@ -7,21 +7,53 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from types import TracebackType
+from typing import Any, Final, Self
 
+from upwell.app.demo import custodian
 from upwell.app.demo.internet import LOOPBACK
 from upwell.errors import UpwellError
 
-STOP_S: Final = 12.0  # the product's roles take up to 10 s to finish their batch
+STOP_S: Final = 12.0  # the product's roles take up to 10 s to finish what is under way
 LAST_WORDS_LINES: Final = 5
-_PASSED_ON: Final = ("PATH", "LANG", "SYSTEMROOT", "TMPDIR", "TEMP", "TMP", "USERPROFILE", "UPWELL_FAILPOINTS")
+_PASSED_ON: Final = ("PATH", "LANG", "SYSTEMROOT", "TMPDIR", "TEMP", "TMP", "USERPROFILE")
 
 
 class DemoFailed(UpwellError):
     """The demo can't go on; the message says why, and what to do."""
+
+
+class Household:
+    """A folder and child processes that are gone when it is left; a custodian sees to it should we be killed."""
+
+    def __enter__(self) -> Self:
+        # Servers may run as another user, who must be able to pass through to their own folders.
+        self.folder = Path(tempfile.mkdtemp(prefix="upwell-demo-")).resolve()
+        self.folder.chmod(0o711)
+        self._custodian = subprocess.Popen(
+            [sys.executable, "-I", "-S", custodian.__file__, self.folder],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+            **_APART,
+        )
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        with suppress(OSError):
+            self._custodian.communicate()
+
+    def tell(self, line: str) -> None:
+        """A line to the custodian."""
+        assert self._custodian.stdin is not None
+        with suppress(OSError):  # somebody ended it; then there is one precaution less
+            self._custodian.stdin.write(line + "\n")
+            self._custodian.stdin.flush()
 
 
 class Process:
@@ -29,16 +61,21 @@ class Process:
 
     def __init__(
         self,
+        household: Household,
         name: str,
         command: Sequence[str | Path],
         log: Path,
         *,
-        env: Mapping[str, str] | None = None,
-        cwd: Path | None = None,
+        env: Mapping[str, str],
+        cwd: Path,
         user: str | None = None,
+        last_signal: signal.Signals = signal.SIGTERM,
     ) -> None:
-        """`env`: what it sees beside the little that every program needs. `user`: a system user to run as."""
+        """`env`: what it sees beside the little that every program needs. `user`: a system user to run as.
+        `last_signal`: how it is ended should the demo be killed.
+        """
         self.name = name
+        self._household = household
         self._log = log
         with log.open("ab") as output:
             self._popen = subprocess.Popen(
@@ -47,10 +84,11 @@ class Process:
                 stdout=output,
                 stderr=output,
                 cwd=cwd,
-                env=environment(env or {}),
+                env=environment(env),
                 **as_user(user),
                 **_APART,
             )
+        household.tell(f"+{self._popen.pid} {last_signal.value}")
 
     @property
     def running(self) -> bool:
@@ -68,23 +106,27 @@ class Process:
         else:
             self._popen.send_signal(number)
 
-    def await_end(self) -> int:
-        """Its exit code; what does not stop in time is killed."""
+    def await_end(self) -> None:
+        """What does not stop in time is killed."""
         try:
-            return self._popen.wait(STOP_S)
+            self._popen.wait(STOP_S)
         except subprocess.TimeoutExpired:
-            self.kill()
-            return self._popen.wait()
+            self._popen.kill()
+        self._ended()
 
     def kill(self) -> None:
         """A crash: it gets no chance to do anything."""
         self._popen.kill()
-        self._popen.wait()
+        self._ended()
 
     def last_words(self) -> str:
         """The end of its log."""
         lines = self._log.read_text(errors="replace").splitlines()
         return "\n".join(lines[-LAST_WORDS_LINES:]) or "(it printed nothing)"
+
+    def _ended(self) -> None:
+        self._popen.wait()
+        self._household.tell(f"-{self._popen.pid}")
 
 
 def environment(more: Mapping[str, str]) -> dict[str, str]:

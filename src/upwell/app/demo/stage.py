@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Final, Literal, Self
 
@@ -14,6 +12,7 @@ from upwell.app.demo import ways
 from upwell.app.demo.aurora import Aurora
 from upwell.app.demo.internet import Internet
 from upwell.app.demo.local_aws import LocalAws
+from upwell.app.demo.processes import Household
 from upwell.app.demo.ways import Meter, Way
 
 Which = Literal["both", "relational", "serverless"]
@@ -42,18 +41,18 @@ class Stage:
         self._closing_up.close()
 
     def _set_up(self, closing_up: ExitStack) -> None:
-        folder = Path(closing_up.enter_context(TemporaryDirectory(prefix="upwell-demo-", ignore_cleanup_errors=True)))
+        household = closing_up.enter_context(Household())
         self._say("Starting AWS: Kinesis and DynamoDB, by ministack.")
-        aws = closing_up.enter_context(closing(LocalAws(self._say)))
+        aws = closing_up.enter_context(closing(LocalAws(household, self._say)))
         self._servers = [aws.process]
         self.internet = closing_up.enter_context(closing(Internet(aws.port)))
         if self._which != "serverless":
             self._say("Starting Aurora: a PostgreSQL of the demo's own.")
-            aurora = closing_up.enter_context(closing(Aurora()))
+            aurora = closing_up.enter_context(closing(Aurora(household)))
             self._servers.append(aurora.process)
-            self.ways.append(ways.relational(folder, self.internet, aws, aurora, closing_up))
+            self.ways.append(ways.relational(household, self.internet, aws, aurora, closing_up))
         if self._which != "relational":
-            self.ways.append(ways.serverless(folder, self.internet, aws, closing_up))
+            self.ways.append(ways.serverless(household, self.internet, aws, closing_up))
         self._say("Making the shop's databases; upwell track lets them log what changes.")
         for way in self.ways:
             way.set_up()

@@ -18,7 +18,7 @@ from upwell.app.demo.aurora import Aurora
 from upwell.app.demo.equality import Equality, Tables, compare, read_aurora, read_dynamodb, read_shop
 from upwell.app.demo.internet import Internet
 from upwell.app.demo.local_aws import FAKE_CREDENTIALS, REGION, LocalAws
-from upwell.app.demo.processes import DemoFailed, Process, environment
+from upwell.app.demo.processes import DemoFailed, Household, Process, environment
 from upwell.app.demo.shop import Person, create_shop
 from upwell.aws import AwsService
 
@@ -53,8 +53,9 @@ state: south-state.db
 class Role:
     """`upwell publish` or `upwell subscribe` as a process that can be killed and comes back."""
 
-    def __init__(self, name: str, command: str, config: Path, env: Mapping[str, str]) -> None:
+    def __init__(self, household: Household, name: str, command: str, config: Path, env: Mapping[str, str]) -> None:
         self.name = name
+        self._household = household
         self._command = upwell(command, config)
         self._config = config
         self.env = env
@@ -64,7 +65,7 @@ class Role:
     def start(self) -> None:
         self._back_at = None
         log = self._config.with_name(f"{self.name}.log")
-        self._process = Process(self.name, self._command, log, env=self.env, cwd=self._config.parent)
+        self._process = Process(self._household, self.name, self._command, log, env=self.env, cwd=self._config.parent)
 
     @property
     def running(self) -> bool:
@@ -99,8 +100,9 @@ class Role:
         if self._process is not None:
             self._process.ask_to_stop()
 
-    def await_end(self) -> int:
-        return 0 if self._process is None else self._process.await_end()
+    def await_end(self) -> None:
+        if self._process is not None:
+            self._process.await_end()
 
 
 class Meter:
@@ -252,23 +254,23 @@ def upwell(command: str, config: Path) -> list[str]:
     return [sys.executable, "-m", "upwell", command, "--config", str(config)]
 
 
-def relational(folder: Path, internet: Internet, aws: LocalAws, aurora: Aurora, closing_up: ExitStack) -> Way:
+def relational(household: Household, internet: Internet, aws: LocalAws, aurora: Aurora, closing_up: ExitStack) -> Way:
     """From the north branch through Kinesis into Aurora. Makes the stream."""
-    config = folder / "relational.yaml"
+    config = household.folder / "relational.yaml"
     config.write_text(_RELATIONAL)
     with closing(AwsService("kinesis", REGION, endpoint_url=aws.url)) as kinesis:
         kinesis.call("CreateStream", {"StreamName": STREAM, "ShardCount": SHARDS})
     connection = closing_up.enter_context(closing(aurora.connect()))
     env = {**FAKE_CREDENTIALS, "AURORA_URL": aurora.url}
-    publisher = Role("publisher-north", "publish", config, {**env, "AWS_URL": internet.url})
-    subscriber = Role("subscriber", "subscribe", config, {**env, "AWS_URL": aws.url})
+    publisher = Role(household, "publisher-north", "publish", config, {**env, "AWS_URL": internet.url})
+    subscriber = Role(household, "subscriber", "subscribe", config, {**env, "AWS_URL": aws.url})
     return Way("north", "Kinesis → Aurora", config, [publisher, subscriber], partial(read_aurora, connection))
 
 
-def serverless(folder: Path, internet: Internet, aws: LocalAws, closing_up: ExitStack) -> Way:
+def serverless(household: Household, internet: Internet, aws: LocalAws, closing_up: ExitStack) -> Way:
     """From the south branch into DynamoDB."""
-    config = folder / "serverless.yaml"
+    config = household.folder / "serverless.yaml"
     config.write_text(_SERVERLESS)
     dynamodb = closing_up.enter_context(closing(AwsService("dynamodb", REGION, endpoint_url=aws.url)))
-    publisher = Role("publisher-south", "publish", config, {**FAKE_CREDENTIALS, "AWS_URL": internet.url})
+    publisher = Role(household, "publisher-south", "publish", config, {**FAKE_CREDENTIALS, "AWS_URL": internet.url})
     return Way("south", "DynamoDB", config, [publisher], partial(read_dynamodb, dynamodb, PREFIX))
