@@ -238,7 +238,8 @@ class TargetTransaction(Protocol):
 
     def replace(self, schema: TableSchema, rows: Sequence[Sequence[Value]]) -> None:
         """As `upsert`, by deleting the keys first. A row with another key that holds one of their unique values
-        makes way: its own change is still to come in another lane, and finds what its row held.
+        makes way, and comes back by itself as soon as nothing keeps it out: either its own change is still to come in
+        another lane, or this one is the older and will be changed.
         """
 
     def delete(self, schema: TableSchema, keys: Sequence[Sequence[Value]]) -> None:
