@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 from upwell.errors import OperatorError
 from upwell.sources.postgres_catalog import PARTITION_ROOTS, Catalog, CatalogTable, check_key, has_wildcard, matches
 from upwell.sources.postgres_place import Slot
-from upwell.sources.postgres_session import quote_literal
+from upwell.sources.postgres_session import quote_ident, quote_literal
 
 if TYPE_CHECKING:
     import psycopg
 
 SLOT_WAIT_S = 60  # creating a slot waits for the transactions that are in progress
 FAILOVER_SLOTS = 170000
+_PUBLICATION_OPTIONS = ("publish_via_partition_root = true", "publish = 'insert, update, delete, truncate'")
 
 
 def check_requirements(sql: psycopg.Connection[tuple[Any, ...]], catalog: Catalog, publication: str) -> None:
@@ -49,6 +50,14 @@ def check_wal_level(sql: psycopg.Connection[tuple[Any, ...]]) -> None:
         )
 
 
+def create_publication_sql(catalog: Catalog, publication: str) -> str:
+    """The statement for the selected tables. Those that inherit from one are tables of their own."""
+    options = _PUBLICATION_OPTIONS if catalog.publishes_roots else _PUBLICATION_OPTIONS[1:]
+    tables = ", ".join(table.only for table in catalog.selected())
+    target = f" FOR TABLE {tables}" if tables else ""
+    return f"CREATE PUBLICATION {quote_ident(publication)}{target} WITH ({', '.join(options)});"
+
+
 def check_publication(sql: psycopg.Connection[tuple[Any, ...]], catalog: Catalog, publication: str) -> None:
     """Raises OperatorError where the publication is missing or publishes less than every change."""
     row = sql.execute("SELECT to_jsonb(p) FROM pg_publication p WHERE p.pubname = %s", [publication]).fetchone()
@@ -57,18 +66,20 @@ def check_publication(sql: psycopg.Connection[tuple[Any, ...]], catalog: Catalog
             f"The source has no publication {publication}.", code="UW-PG-031", remedy="Run: upwell track"
         )
     found = row[0]
+    options = _PUBLICATION_OPTIONS if catalog.publishes_roots else _PUBLICATION_OPTIONS[1:]
+    remedy = f"ALTER PUBLICATION {quote_ident(publication)} SET ({', '.join(options)});"
     left_out = [what for what in ("insert", "update", "delete", "truncate") if not found[f"pub{what}"]]
     if left_out:
         raise OperatorError(
             f"The publication {publication} leaves out {', '.join(left_out)}.",
             code="UW-PG-032",
-            remedy=f"ALTER PUBLICATION \"{publication}\" SET (publish = 'insert, update, delete, truncate');",
+            remedy=remedy,
         )
     if catalog.publishes_roots and not found["pubviaroot"]:
         raise OperatorError(
             f"The publication {publication} names partitions instead of their tables.",
             code="UW-PG-032",
-            remedy=f'ALTER PUBLICATION "{publication}" SET (publish_via_partition_root = true);',
+            remedy=remedy,
         )
 
 
@@ -84,7 +95,7 @@ def check_table(table: CatalogTable, publication: str, *, explicit: bool, server
         raise OperatorError(
             f"{table.name} is unlogged: the log does not have its changes.",
             code="UW-PG-046",
-            remedy=f"ALTER TABLE {table.name} SET LOGGED; or leave it out of the configuration.",
+            remedy=f"ALTER TABLE {table.only} SET LOGGED; or leave it out of the configuration.",
         )
     check_key(table)
     if table.published is None and explicit:
@@ -95,7 +106,7 @@ def check_table(table: CatalogTable, publication: str, *, explicit: bool, server
         raise OperatorError(
             f"The publication {publication} leaves out rows of {table.name}.",
             code="UW-PG-032",
-            remedy=f'ALTER PUBLICATION "{publication}" DROP TABLE {table.name}; then run: upwell track',
+            remedy=f"ALTER PUBLICATION {quote_ident(publication)} DROP TABLE {table.only}; then run: upwell track",
         )
 
 

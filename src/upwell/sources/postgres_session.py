@@ -249,8 +249,14 @@ def refused(text: str, url: str) -> UpwellError:
     return TransientError(f"There is no connection to PostgreSQL at {where}: {text}.", code="UW-PG-010")
 
 
-_FOR_A_PERSON: Final = frozenset({"UW-PG-002", "UW-PG-003", "UW-PG-004", "UW-PG-005", "UW-PG-006"})
+_FOR_A_PERSON: Final = frozenset({"UW-PG-001", "UW-PG-002", "UW-PG-003", "UW-PG-004", "UW-PG-005", "UW-PG-006"})
 _REFUSALS: Final = (
+    (
+        r"invalid \S+ value|invalid connection option",
+        "UW-PG-001",
+        "The source's URL is not right: {text}.",
+        "Check source.url.",
+    ),
     (
         r"password authentication failed|no password supplied|authentication failed|role \S+ does not exist",
         "UW-PG-002",
@@ -282,7 +288,7 @@ _REFUSALS: Final = (
         "Turn TLS on in the server (ssl = on), or change sslmode in source.url.",
     ),
     (
-        r"connection refused|timeout expired|no route to host|network is unreachable|could not translate|timed out",
+        r"connection refused|timeout expired|timed out|no route to host|unreachable|could not translate|resolve host",
         "UW-PG-007",
         "PostgreSQL at {where} can't be reached: {text}.",
         "Check host and port in source.url, and that the server listens there.",

@@ -15,6 +15,7 @@ from upwell.sources.postgres_requirements import (
     check_publication,
     check_table,
     check_wal_level,
+    create_publication_sql,
     create_slot,
     create_slot_sql,
     find_slot,
@@ -103,19 +104,15 @@ def track(url: str, *, tables: Sequence[TableSelection], slot: str, publication:
 
 def _publication_sql(sql: psycopg.Connection[tuple[Any, ...]], catalog: Catalog, publication: str) -> Iterator[str]:
     name = quote_ident(publication)
-    tables = catalog.selected()
     found = sql.execute("SELECT 1 FROM pg_publication WHERE pubname = %s", [publication]).fetchone()
     if found is None:
-        options = ["publish_via_partition_root = true"] if catalog.publishes_roots else []
-        options.append("publish = 'insert, update, delete, truncate'")
-        target = f" FOR TABLE {', '.join(table.only for table in tables)}" if tables else ""
-        yield f"CREATE PUBLICATION {name}{target} WITH ({', '.join(options)});"
+        yield create_publication_sql(catalog, publication)
         return
     try:
         check_publication(sql, catalog, publication)
     except OperatorError as wrong:
         yield wrong.remedy
-    for table in tables:
+    for table in catalog.selected():
         if table.published is None:
             yield f"ALTER PUBLICATION {name} ADD TABLE {table.only};"
 
