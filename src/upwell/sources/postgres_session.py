@@ -194,7 +194,9 @@ def translated(url: str) -> Iterator[None]:
 def meaning(sqlstate: str, text: str, url: str) -> UpwellError:
     """What to do about an error of the server's. Its primary message holds no row values."""
     text = one_line(text)
-    if sqlstate in ("58P01", "55000") and re.search(r"WAL segment|can no longer|get changes from|invalidated", text):
+    if sqlstate in ("58P01", "55000") and re.search(
+        r"WAL segment|can no longer|cannot read from logical|invalidated", text
+    ):
         return PositionLost(f"The source no longer has the log after the saved position: {text}.", code="UW-PG-020")
     if sqlstate == "55000" and "wal_level" in text:
         return OperatorError(
