@@ -221,7 +221,39 @@ class TargetContract(ABC):
         with target.begin() as txn:
             assert [state.seq for state in txn.lock_lanes(PIPELINE, [1, 2]).values()] == [100, 100]
 
+    def test_a_refused_write_gives_up_no_lock_and_no_bookkeeping(self, target: Target, database: str) -> None:
+        """Four threads count in a lane and in a resync, and write something that is refused before they save it."""
+        upsert(target, USERS, [[0, None, None]])
+
+        def add() -> None:
+            for _ in range(10):
+                with target.begin() as txn:
+                    lanes = txn.lock_lanes(PIPELINE, [1])
+                    resyncs = txn.lock_resyncs(PIPELINE, [], ["public.users"])
+                    state = resyncs.get("public.users", ResyncState(1, True))
+                    txn.save_resync(PIPELINE, "public.users", ResyncState(1, True, state.closed | {len(state.closed)}))
+                    with pytest.raises(Rejected):
+                        txn.upsert(USERS, [["no number", None, None]])
+                    lanes[1].seq += 1
+                    txn.save_lanes(PIPELINE, lanes)
+
+        in_threads(*[add] * 4)
+        with target.begin() as txn:
+            assert txn.lock_lanes(PIPELINE, [1])[1].seq == 40
+            assert txn.lock_resyncs(PIPELINE, ["public.users"], [])["public.users"].closed == set(range(40))
+
     # ---- resyncs ----
+
+    def test_notes_count_where_the_first_one_was_refused(self, target: Target, database: str) -> None:
+        upsert(target, USERS, [[number, None, None] for number in range(3)])
+        with target.begin() as txn:
+            txn.note(PIPELINE, USERS, 5, [["no number"]])
+            txn.note(PIPELINE, USERS, 5, [[1]])
+        with target.begin(), target.begin() as other:  # what another connection notes counts as well
+            other.note(PIPELINE, USERS, 5, [[2]])
+        with target.begin() as txn:
+            assert txn.sweep(PIPELINE, USERS, 5) == 1
+        assert self.rows(database, "users") == [(1, None, None), (2, None, None)]
 
     def test_a_resync_is_kept(self, target: Target, database: str) -> None:
         with target.begin() as txn:

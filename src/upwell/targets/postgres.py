@@ -213,6 +213,7 @@ class PostgresTransaction:
         self._schema_changes = schema_changes
         self._learned: list[Any] = []  # cache entries that a rollback makes untrue
         self._filled: set[str] = set()  # stages that hold rows of this transaction
+        self._unkept = False  # locks were taken, or something was kept by `_note_down`, after the savepoint
 
     # ---- lanes and resyncs ----
 
@@ -221,7 +222,7 @@ class PostgresTransaction:
         states = self._locked(pipeline, wanted)
         if len(states) < len(wanted):
             missing = [lane for lane in wanted if lane not in states]
-            self._session.query(
+            self._note_down(
                 "INSERT INTO upwell.watermark SELECT %s, lane, %s, 0, 0, '{}' FROM unnest(%s::int[]) AS lane"
                 " ORDER BY lane ON CONFLICT DO NOTHING",
                 [pipeline, bytes(16), missing],
@@ -230,7 +231,7 @@ class PostgresTransaction:
         return states
 
     def _locked(self, pipeline: str, lanes: list[int]) -> dict[int, LaneState]:
-        rows = self._session.query(
+        rows = self._note_down(
             "SELECT lane, version, term, seq, resyncs FROM upwell.watermark"
             " WHERE pipeline = %s AND lane = ANY(%s) ORDER BY lane FOR UPDATE",
             [pipeline, lanes],
@@ -241,7 +242,7 @@ class PostgresTransaction:
         if not states:
             return
         lanes = sorted(states)
-        self._session.query(
+        self._note_down(
             "UPDATE upwell.watermark w SET version = n.version, term = n.term, seq = n.seq, resyncs = n.resyncs::jsonb"
             " FROM unnest(%s::int[], %s::bytea[], %s::bigint[], %s::bigint[], %s::text[])"
             " AS n (lane, version, term, seq, resyncs) WHERE w.pipeline = %s AND w.lane = n.lane",
@@ -264,7 +265,8 @@ class PostgresTransaction:
         locks = [
             own.lock_statement("" if number in alone else "_shared", number) for number in sorted(alone | together)
         ]
-        self._session.run("; ".join(locks))
+        self._session.run("; ".join(locks) + _KEPT)
+        self._unkept = False
         # A statement of its own: what it sees is what was committed before the locks were given.
         rows = self._session.query(
             'SELECT "table", resync, active, closed FROM upwell.resync WHERE pipeline = %s AND "table" = ANY(%s)',
@@ -273,7 +275,7 @@ class PostgresTransaction:
         return {table: ResyncState(resync, active, set(closed)) for table, resync, active, closed in rows}
 
     def save_resync(self, pipeline: str, table: str, state: ResyncState) -> None:
-        self._session.query(
+        self._note_down(
             'INSERT INTO upwell.resync VALUES (%s, %s, %s, %s, %s) ON CONFLICT (pipeline, "table") DO UPDATE'
             " SET resync = EXCLUDED.resync, active = EXCLUDED.active, closed = EXCLUDED.closed",
             [pipeline, table, state.resync, state.active, sorted(state.closed)],
@@ -321,6 +323,7 @@ class PostgresTransaction:
 
     def _define(self, statement: str) -> None:
         """DDL. IF NOT EXISTS does not see what another transaction is making: it waits, then fails, then sees it."""
+        self._keep()
         try:
             self._session.run(statement + _KEPT)
         except (AlreadyMade, UniqueConflict):  # the latter from an index of the system's catalogs
@@ -398,6 +401,7 @@ class PostgresTransaction:
 
     def _bring_back(self, writer: Writer, *, inserted: bool = False) -> None:
         """What the table refuses of them is no fault of the rows that were just written: they go on waiting."""
+        self._keep()
         try:
             writer = self._seen_anew(writer)
             self._session.run("; ".join([*(writer.complete if inserted else []), *writer.bring_back]) + _KEPT)
@@ -439,8 +443,20 @@ class PostgresTransaction:
             self._bring_back(writer)
         return int(swept)
 
+    def _note_down(self, statement: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+        """A statement of our own bookkeeping, or one that takes locks: what a write refuses must not undo it."""
+        self._unkept = True
+        return self._session.query(statement, parameters)
+
+    def _keep(self) -> None:
+        """Before what may be undone: going back to a savepoint gives up the locks taken since, too."""
+        if self._unkept:
+            self._session.run(_KEPT.removeprefix("; "))
+            self._unkept = False
+
     @contextmanager
     def _undone_if_refused(self) -> Iterator[None]:
+        self._keep()
         try:
             yield
         except Rejected:
@@ -479,7 +495,7 @@ class PostgresTransaction:
         for letter in letters:
             identity = hashlib.sha256(orjson.dumps([pipeline, letter.table, letter.key, letter.version])).digest()
             texts = [_storable(text) for text in (letter.table, letter.key, letter.version, letter.reason, letter.time)]
-            self._session.query(
+            self._note_down(
                 'INSERT INTO upwell.dead_letter (pipeline, "table", key, version, reason, time, payload, identity)'
                 " VALUES (%s, %s, %s, %s, %s, %s, %s, %s)"
                 " ON CONFLICT (identity) DO UPDATE SET reason = EXCLUDED.reason",
@@ -487,7 +503,7 @@ class PostgresTransaction:
             )
 
     def ask_repair(self, pipeline: str, request: Request) -> None:
-        self._session.query(
+        self._note_down(
             "INSERT INTO upwell.repair_request VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING",
             [pipeline, request.id, request.table, _storable(request.reason)],
         )
@@ -509,7 +525,7 @@ class PostgresTransaction:
         key = ("source_table", pipeline, table)
         number: int | None = self._session.cache.get(key)
         while number is None:
-            rows = self._session.query(
+            rows = self._note_down(
                 'INSERT INTO upwell.source_table (pipeline, "table") VALUES (%s, %s) ON CONFLICT DO NOTHING'
                 " RETURNING id",
                 [pipeline, table],
