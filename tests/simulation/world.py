@@ -25,6 +25,7 @@ from tests.simulation.stream import Late, Shard, Stream, StreamSink
 from tests.simulation.target import SimTarget
 from upwell.errors import LeaseLost, TransientError, UpwellError
 from upwell.mapping import Mapping
+from upwell.model import TablePhase
 from upwell.pipeline import applier, delivery, publisher, snapshot
 from upwell.pipeline.applier import Applier
 from upwell.pipeline.publisher import Publisher, PublisherSettings
@@ -72,7 +73,7 @@ class World:
         self.direct = rng.random() < 0.3
         self.lanes = rng.choice((1, 2, 4))
         self.ids = rng.choice((4, 8, 12))
-        self.moments = rng.choice((100, 200, 400))
+        self.moments = rng.choice((200, 600, 1200))
         self.database = Database(dice, TABLES, self.ids)
         self.checks = checks = Checks(self.database)
         self.state = checks.state = SimState(dice, checks.saving)
@@ -93,6 +94,7 @@ class World:
             pending_bytes_max=rng.choice((2_000, 100_000)),
             checkpoint_every_s=rng.choice((0.5, 3.0, 20.0)),
         )
+        self.diligence = rng.choice((0.7, 2, 5))  # of the subscribers
         self._number = 0
         self._tables = list(TABLES)
 
@@ -139,7 +141,7 @@ class World:
         self.clock.time += self.rng.random() * self.rng.choice((0.02, 0.1, 0.5))
         actor = self.rng.choices(
             (self.write, self.publish, self.send, self.land, self.work, self.subscribe, self.relay, self.trouble),
-            (4, 5, 5, 1, 1, 0 if self.direct else 5, 0.5, 0 if self.dice.calm else 1),
+            (4, 5, 5, 1, 1, 0 if self.direct else self.diligence, 0.5, 0 if self.dice.calm else 1),
         )[0]
         actor()
 
@@ -362,9 +364,11 @@ class World:
 
     def _readable(self, reader: Reader, shard: Shard) -> bool:
         """There is something to read, and the parents were read to their end."""
+        return self._parents_done(reader, shard) and reader.at.get(shard.id, 0) < len(shard.records)
+
+    def _parents_done(self, reader: Reader, shard: Shard) -> bool:
         parents = [self.stream.shards[parent] for parent in shard.parents]
-        done = all(parent.closed and reader.at.get(parent.id, 0) == len(parent.records) for parent in parents)
-        return done and reader.at.get(shard.id, 0) < len(shard.records)
+        return all(reader.at.get(p.id, 0) == len(p.records) and self._parents_done(reader, p) for p in parents)
 
     def relay(self) -> None:
         """A subscriber hands requests for repair to the control channel."""
@@ -385,8 +389,14 @@ class World:
                      "restore", "replace_server", "request", "new_table"):  # fmt: skip
             if self.dice.hit(f"chaos.{name}"):
                 getattr(self, f"_{name}")()
+        if self._resyncing() and self.dice.hit("chaos.hole"):
+            self._hole()
         if self.dice.one_in(10):
             self.database.back_up()
+
+    def _resyncing(self) -> bool:
+        tables = self.state.checkpoint.tables.values() if self.state.checkpoint else ()
+        return any(table.phase == TablePhase.SNAPSHOT for table in tables)
 
     def _happened(self, cause: str, *details: Any) -> None:
         self.note("TROUBLE:", cause, *details)
@@ -400,13 +410,29 @@ class World:
 
     def _hole(self) -> None:
         """Records are gone from the stream before anybody has read them."""
-        shard = self.rng.choice(list(self.stream.shards.values()))
-        unread = max((reader.at.get(shard.id, 0) for reader in self.readers), default=0)
-        if unread < len(shard.records):
-            end = self.rng.randrange(unread, len(shard.records)) + 1
-            self._happened("hole", shard.id, unread, end)
+        shards = list(self.stream.shards.values())
+        unread = [
+            (shard, place)
+            for shard in shards
+            for place in range(max(reader.at.get(shard.id, 0) for reader in self.readers), len(shard.records))
+            if shard.records[place] is not None
+        ]
+        of_a_snapshot = [(shard, place) for shard, place in unread if b'"read"' in (shard.records[place] or b"")]
+        kind = self.rng.choice(("all", "one shard's", "a snapshot's", "one"))
+        if kind == "one shard's":
+            chosen = self.rng.choice(shards)
+            unread = [(shard, place) for shard, place in unread if shard is chosen]
+        elif kind == "a snapshot's":
+            unread = of_a_snapshot and [self.rng.choice(of_a_snapshot)]
+        elif kind == "one":
+            unread = unread and [self.rng.choice(unread)]
+        if unread:
+            self._happened("hole", kind, *((shard.id, place) for shard, place in unread))
             self.checks.exact = False
-            shard.records[unread:end] = [None] * (end - unread)
+        for shard, place in unread:
+            shard.records[place] = None
+        if kind == "all" and self.processes:
+            self._end(self.processes[0])  # nobody was there for a long time
 
     def _reshard(self) -> None:
         open_ = [shard for shard in self.stream.shards.values() if not shard.closed]
