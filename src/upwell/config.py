@@ -39,7 +39,6 @@ _LATER: Final[Mapping[FieldPath, tuple[str, ...] | None]] = {
     ("limits", "uplink"): None,
     ("subscriber", "ordering"): ("transaction",),
     ("destination", "kinesis", "claim_check"): None,
-    ("destination", "kinesis", "control_table"): None,
 }
 
 # Parts of the file that only some roles read: what they hold from outside the file may be missing for the others.

@@ -228,6 +228,10 @@ class KinesisSettings(Settings):
     """Of packed records."""
     lanes: int = Field(default=DEFAULT_LANES, ge=1, le=LANES_MAX)
     """How many ordered virtual partitions the stream has; fixed for the life of a stream."""
+    control_table: DynamoDbName | None = None
+    """A DynamoDB table in the same region, through which subscribers ask the publisher to read tables again where
+    records were lost. The publisher creates it. Without it a person does that, with `upwell resync`. Another address
+    of DynamoDB is set by AWS_ENDPOINT_URL_DYNAMODB."""
 
 
 class DynamoDbSettings(Settings):

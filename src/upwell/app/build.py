@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import random
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,23 +17,23 @@ from upwell.clock import SystemClock
 from upwell.config import Pipeline
 from upwell.errors import ConfigError, OperatorError
 from upwell.items import KeyTemplates
+from upwell.lanes import DEFAULT_LANES
 from upwell.mapping import Mapping as RowMapping
 from upwell.model import Finding, TableName, TableSchema, TableSelection
 from upwell.pipeline.applier import Applier
 from upwell.pipeline.publisher import Publisher, PublisherSettings
 from upwell.pipeline.subscriber import Subscriber
-from upwell.ports import Clock, Sink, Source
+from upwell.ports import Clock, ControlChannel, Request, Sink, Source
 from upwell.sinks.dynamodb import DynamoDbSink
 from upwell.sinks.kinesis import KinesisSink
 from upwell.sinks.stdout import StdoutSink
 from upwell.sources import postgres_setup, sqlite_setup
 from upwell.sources.postgres import PostgresSource
 from upwell.sources.sqlite import SqliteSource
+from upwell.state.dynamodb_control import DynamoDbControl
 from upwell.state.sqlite import SqliteState
 from upwell.streams.kinesis import KinesisStream
 from upwell.targets.postgres import PostgresShardCheckpoints, PostgresTarget
-
-log = logging.getLogger("upwell.subscriber")
 
 # A source that tells by itself is not polled; longer waits would only make stopping slow.
 WAIT_S_MAX: Final = 2.0
@@ -133,15 +132,28 @@ def aws_service(pipeline: Pipeline) -> AwsService | None:
     settings = destination.kinesis or destination.dynamodb
     if settings is None:
         return None
+    service = "kinesis" if destination.kinesis else "dynamodb"
+    return _aws_service(pipeline, service, settings.region, settings.endpoint_url)
+
+
+def _aws_service(pipeline: Pipeline, service: str, region: str | None, endpoint_url: str | None) -> AwsService:
+    proxy, ca_bundle = pipeline.destination().proxy, pipeline.destination().ca_bundle
     return AwsService(
-        "kinesis" if destination.kinesis else "dynamodb",
-        settings.region,
-        endpoint_url=settings.endpoint_url,
-        proxy=None if destination.proxy is None else destination.proxy.get_secret_value(),
-        ca_bundle=None
-        if destination.ca_bundle is None
-        else str(pipeline.file.absolute().parent / destination.ca_bundle),
+        service,
+        region,
+        endpoint_url=endpoint_url,
+        proxy=None if proxy is None else proxy.get_secret_value(),
+        ca_bundle=None if ca_bundle is None else str(pipeline.file.absolute().parent / ca_bundle),
     )
+
+
+def control(pipeline: Pipeline, clock: Clock) -> DynamoDbControl | None:
+    """How subscribers ask the publisher for repairs; None where that is not configured."""
+    settings = pipeline.destination().kinesis
+    if settings is None or settings.control_table is None:
+        return None
+    service = _aws_service(pipeline, "dynamodb", settings.region, None)
+    return DynamoDbControl(service, clock, settings.control_table)
 
 
 def _kinesis(pipeline: Pipeline, clock: Clock, tables: Sequence[TableSchema]) -> Sink:
@@ -228,35 +240,41 @@ class PublisherParts:
 @contextmanager
 def publisher(pipeline: Pipeline, stop: threading.Event, mapping: RowMapping) -> Iterator[PublisherParts]:
     """The configured publisher; its parts are closed in the end. Raises UpwellError."""
-    destination, limits = pipeline.destination(), pipeline.config.limits
     clock, rng = SystemClock(stop), random.Random()  # noqa: S311 - it spreads retries, it keeps no secret
-    source = source_parts(pipeline).open(clock)
-    try:
+    with ExitStack() as closing_up:
+        source = source_parts(pipeline).open(clock)
+        closing_up.callback(source.close)
         to = sink(pipeline, clock, source.tables())
-        try:
-            kept = state(pipeline)
-            settings = PublisherSettings(
-                pipeline.name,
-                on_gap=pipeline.source().on_gap,
-                pending_bytes_max=int(limits.memory * PENDING_SHARE),
-                poll_interval_s=min(pipeline.source().poll_interval, WAIT_S_MAX),
-                **({} if destination.kinesis is None else {"lanes": destination.kinesis.lanes}),
-            )
-            made = Publisher(
-                settings,
-                source=source,
-                sink=to,
-                state=kept,
-                mapping=mapping,
-                clock=clock,
-                rng=rng,
-                background=in_background,
-            )
-            yield PublisherParts(made, source, to, kept, clock, rng)
-        finally:
-            to.close()
-    finally:
-        source.close()
+        closing_up.callback(to.close)
+        repairs = control(pipeline, clock)
+        if repairs is not None:
+            closing_up.callback(repairs.close)
+            repairs.prepare()
+        kept = state(pipeline)
+        made = Publisher(
+            publisher_settings(pipeline),
+            source=source,
+            sink=to,
+            state=kept,
+            mapping=mapping,
+            clock=clock,
+            rng=rng,
+            background=in_background,
+            control=repairs,
+        )
+        yield PublisherParts(made, source, to, kept, clock, rng)
+
+
+def publisher_settings(pipeline: Pipeline) -> PublisherSettings:
+    """The publisher's limits."""
+    kinesis = pipeline.destination().kinesis
+    return PublisherSettings(
+        pipeline.name,
+        lanes=DEFAULT_LANES if kinesis is None else kinesis.lanes,
+        on_gap=pipeline.source().on_gap,
+        pending_bytes_max=int(pipeline.config.limits.memory * PENDING_SHARE),
+        poll_interval_s=min(pipeline.source().poll_interval, WAIT_S_MAX),
+    )
 
 
 def in_background(work: Callable[[], Any]) -> Future[Any]:
@@ -296,37 +314,49 @@ def subscriber(pipeline: Pipeline, stop: threading.Event) -> Iterator[Subscriber
             code="UW-CF-012",
         )
     clock = SystemClock(stop)
-    to = target(pipeline)
-    service = aws_service(pipeline)
-    assert service is not None
-    try:
+    with ExitStack() as closing_up:
+        to = target(pipeline)
+        closing_up.callback(to.close)
+        service = aws_service(pipeline)
+        assert service is not None
+        closing_up.callback(service.close)
+        repairs = control(pipeline, clock)
+        if repairs is not None:
+            closing_up.callback(repairs.close)
         to.check()
         yield Subscriber(
             settings.stream,
             stream=KinesisStream(service, settings.stream),
             applier=Applier(pipeline.name, to, clock),
             checkpoints=PostgresShardCheckpoints(to),
-            relay_repairs=lambda: relay_repairs(pipeline, to),
+            relay_repairs=lambda: relay_repairs(pipeline, to, repairs),
             clock=clock,
             rng=random.Random(),  # noqa: S311 - it spreads retries, it keeps no secret
             stop=stop,
         )
-    finally:
-        to.close()
-        service.close()
 
 
-def relay_repairs(pipeline: Pipeline, to: PostgresTarget) -> None:
-    """Hand what the target lacks to a publisher on this machine; without one, `upwell resync` must be run there."""
-    pending = to.pending_repairs(pipeline.name)
-    if not pending or not pipeline.state.exists():
-        return
+def relay_repairs(pipeline: Pipeline, to: PostgresTarget, repairs: ControlChannel | None) -> None:
+    """Hand what the target lacks to the publisher: through the control table, or its state file on this machine.
+
+    Without either they stay with the target, whose status shows them, until somebody runs `upwell resync`.
+    """
+    for request in to.pending_repairs(pipeline.name):
+        if repairs is not None:
+            repairs.ask(pipeline.name, request)
+        elif not _ask_here(pipeline, request):
+            return
+        to.repair_handed_over(pipeline.name, request.id)
+
+
+def _ask_here(pipeline: Pipeline, request: Request) -> bool:
+    if not pipeline.state.exists():
+        return False
     kept = state(pipeline)
     try:
-        for request in pending:
-            kept.add_request(request.table, request.reason)
-            to.repair_handed_over(pipeline.name, request.id)
-    except OperatorError as error:  # not this pipeline's file, or not ours to write: no publisher of ours is here
-        log.warning("%s", error.message)
+        kept.add_request(request.table, request.reason)
+    except OperatorError:
+        return False  # the file is another pipeline's, or not ours to write: our publisher is not here
     finally:
         kept.release()
+    return True

@@ -173,7 +173,7 @@ def subscribe(file: Path, once: bool) -> None:
 @options
 @click.option("--relational", "ways", flag_value="relational", help="Only by Kinesis to a relational database.")
 @click.option("--serverless", "ways", flag_value="serverless", help="Only to DynamoDB.")
-@click.option("--no-browser", is_flag=True, help="Do not open a browser.")
+@click.option("--no-browser", is_flag=True, help="For scripts; there is no view in a browser yet.")
 @click.option("--for", "for_s", metavar="60s", callback=lambda _c, _o, value: _duration(value), help="End by itself.")
 def demo(file: Path, ways: str | None, no_browser: bool, for_s: float | None) -> int:
     """Watch changes travel, all on this machine.

@@ -7,6 +7,7 @@ import os
 import socket
 from collections import Counter, deque
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, Final
 
@@ -82,10 +83,11 @@ class Reporter:
             self._source_at = now + HEALTH_EVERY_S
             try:
                 self._source = self._parts.source.health()
-            except TransientError:
+            except UpwellError:
                 self._source = {}  # the next step meets the same, and says so
         status = self.status(health, running=True)
-        self._parts.state.put_status(status)
+        with suppress(TransientError):  # a full disk is the next checkpoint's trouble, with all its retries
+            self._parts.state.put_status(status)
         if now >= self._log_at:
             self._log_at = now + LOG_EVERY_S
             self._log(status)
@@ -94,11 +96,10 @@ class Reporter:
         """The last status: why it ended. Of a publisher that never got the lease, the status is another's."""
         if isinstance(error, LeaseLost):
             return
-        last = self.status(SourceHealth(), running=False) if self._opened else self._parts.state.status() or {}
-        now = iso_time(self._parts.clock.now())
-        self._parts.state.put_status(
-            {**last, "at": now, "running": False, "last_error": "" if error is None else str(error)}
-        )
+        with suppress(UpwellError):  # that it ended is known by its silence too
+            last = self.status(SourceHealth(), running=False) if self._opened else self._parts.state.status() or {}
+            ended = {"at": iso_time(self._parts.clock.now()), "running": False}
+            self._parts.state.put_status({**last, **ended, "last_error": "" if error is None else str(error)})
 
     def status(self, health: SourceHealth, *, running: bool) -> dict[str, Any]:
         """As `upwell status --json` prints it; docs/operations.md describes it."""
