@@ -30,7 +30,7 @@ def demo(ways: Which, for_s: float | None, browser: bool) -> int:
     del browser
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr] # a terminal without arrows shows question marks
     console = Console()
-    view = Picture(console) if console.is_terminal else Lines(console)
+    view = Picture(console) if console.is_terminal and not console.is_dumb_terminal else Lines(console)
     with _signals() as ending, Stage(ways, view.say) as stage:
         with pressed_keys() as keys, view:
             ending.orderly = True
@@ -127,6 +127,7 @@ def _script(stage: Stage, for_s: float) -> list[tuple[float, Callable[[], None]]
 
 def _judge(console: Console, stage: Stage, failure: str | None) -> int:
     """Compare all tables once more, when nobody else looks, and say what came of it."""
+    console.print("Comparing all tables.", highlight=False)
     for way in stage.ways:
         way.stop_looking()
     looks = [way.compare() for way in stage.ways]

@@ -67,7 +67,7 @@ class Stage:
         """Cut the Internet between the shop and AWS."""
         if self.internet.up:
             self.internet.cut()
-            self._say("The Internet is cut: the shop goes on working, and AWS stands alone with what it has.")
+            self._say("The Internet is cut: AWS stands alone, and the shop goes on working.")
 
     def restore(self) -> None:
         """Restore what was cut."""
@@ -83,7 +83,7 @@ class Stage:
             publisher.kill()
         if killed:
             names = " and ".join(publisher.name for publisher in killed)
-            self._say(f"Killed {names} with SIGKILL; back in {ways.BACK_AFTER_S:.0f} s.")
+            self._say(f"Killed {names} (SIGKILL), back in {ways.BACK_AFTER_S:.0f} s.")
 
     def end_of_day(self) -> None:
         """People go home; whatever was cut or killed comes back, so that all can arrive."""

@@ -22,7 +22,7 @@ from upwell.app.demo.ways import Role, Way
 
 NEWS_MAX: Final = 50
 LINE_EVERY_S: Final = 5.0
-WAY_HEIGHT: Final = 10  # of a way's two panels
+WAY_HEIGHT: Final = 9  # of a way's two panels
 LAG_WARN_S: Final = 3.0
 
 _KEYS: Final = (("i", "cut or restore the Internet"), ("k", "kill the publishers"), ("q", "end the day"))
@@ -68,8 +68,9 @@ class Picture:
         self._entered = False
 
     def say(self, sentence: str) -> None:
-        self._news.append((time.strftime("%H:%M:%S"), sentence))
-        if not self._entered:
+        if self._entered:
+            self._news.append((time.strftime("%H:%M:%S"), sentence))
+        else:
             self._console.print(sentence, highlight=False)
 
     def show(self, stage: Stage, left_s: float | None) -> None:
@@ -83,6 +84,8 @@ class Picture:
     def __exit__(self, *_: object) -> None:
         self._entered = False
         self._live.stop()
+        for at, sentence in self._news:  # the picture is gone with its screen
+            self._console.print(f"{at}  {sentence}", highlight=False)
 
 
 def picture(stage: Stage, news: Sequence[tuple[str, str]], left_s: float | None, height: int) -> RenderableType:
@@ -102,10 +105,10 @@ def picture(stage: Stage, news: Sequence[tuple[str, str]], left_s: float | None,
 def print_result(console: Console, ways: Sequence[Way], looks: Sequence[Equality]) -> None:
     """The comparison of all tables, at the end."""
     table = Table(title="All tables, compared value by value", title_justify="left", header_style="")
-    table.add_column("way")
-    table.add_column("table")
-    for heading in ("rows in the shop", "rows in AWS", "differing"):
-        table.add_column(heading, justify="right")
+    table.add_column("way", no_wrap=True)
+    table.add_column("table", no_wrap=True)
+    for heading in ("in the shop", "in AWS", "differing"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for way, look in zip(ways, looks, strict=True):
         for name, found in look.tables.items():
             style = "" if found.equal else "red"
@@ -121,7 +124,7 @@ def _route(way: Way) -> str:
 
 def _in_words(way: Way, look: Equality) -> str:
     rows = sum(table.source for table in look.tables.values())
-    equal = "all rows equal" if look.equal else f"{look.differing:,} rows on their way"
+    equal = "all rows equal" if look.equal else f"{look.differing:,} on their way"
     missing = [f"{role.name} down" for role in way.roles if not role.running]
     return ", ".join(
         [
@@ -145,8 +148,8 @@ def _here(way: Way) -> Panel:
         table.add_row(name, rows)
     speed = Text.assemble((f"{way.changed.per_s:5.0f}", "bold"), " rows/s change")
     return Panel(
-        Group(speed, Text(""), table, Text(""), _role(way.publisher)),
-        title=f"On premises: {way.branch} branch",
+        Group(speed, Text(""), table, _role(way.publisher)),
+        title=f"On premises: {way.branch}",
         title_align="left",
         border_style="cyan",
     )
@@ -162,7 +165,7 @@ def _there(way: Way) -> Panel:
     speed = Text.assemble((f"{way.arrived.per_s:5.0f}", "bold"), " rows/s arrive, ", _lag(way.look))
     below = Text("written by the publisher itself") if way.subscriber is None else _role(way.subscriber)
     return Panel(
-        Group(speed, Text(""), table, Text(""), below),
+        Group(speed, Text(""), table, below),
         title=f"AWS: {way.title}",
         title_align="left",
         border_style="yellow",
@@ -212,7 +215,7 @@ def _grid(columns: int = 2) -> Table:
 def _equality(table: TableEquality) -> Text:
     if table.equal:
         return Text("equal", "green")
-    return Text(f"{table.differing:,} on their way", "yellow")
+    return Text(f"{table.differing:,} differ", "yellow")
 
 
 def _lag(look: Equality | None) -> Text:
@@ -222,8 +225,9 @@ def _lag(look: Equality | None) -> Text:
 
 
 def _role(role: Role) -> Text:
+    kind = role.name.partition("-")[0]  # the panel says which branch's
     if role.back_in_s is not None:
-        return Text.assemble(f"{role.name} ", ("KILLED", "bold red"), f", back in {role.back_in_s:.0f} s")
+        return Text.assemble(f"{kind} ", ("KILLED", "bold red"), f" ({role.back_in_s:.0f} s)")
     if not role.running:
-        return Text.assemble(f"{role.name} ", ("ended", "bold red"))
-    return Text.assemble(f"{role.name} ", ("running", "green"))
+        return Text.assemble(f"{kind} ", ("ended", "bold red"))
+    return Text.assemble(f"{kind} ", ("running", "green"))
