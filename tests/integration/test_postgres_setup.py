@@ -312,6 +312,22 @@ def test_start_names_what_is_missing(shop: Shop) -> None:
         shop.make("t", "public.gone").start(None, EPOCH)
 
 
+def test_tables_that_came_later_stop_nobody(shop: Shop) -> None:
+    """Somebody's scratch table may match a pattern, without a key even."""
+    shop.track("*")
+    shop.execute("CREATE TABLE scratch AS SELECT 1 AS a")
+    source = shop.make("*")
+    source.start(None, EPOCH)
+    assert source.health()["untracked_tables"] == ["public.scratch"]
+    assert bad(doctor(shop, "*"))["UW-PG-040"].level == "fail"
+
+
+def test_a_column_that_is_not_there(shop: Shop) -> None:
+    shop.track("t")
+    with pytest.raises(ConfigError, match=r"public\.t has no column w\."):
+        shop.make("t", exclude=("v", "w")).start(None, EPOCH)
+
+
 def test_a_key_can_not_be_left_out(shop: Shop) -> None:
     shop.track("t")
     with pytest.raises(ConfigError, match=r"key of public\.t is id, .* leaves out id"):

@@ -262,6 +262,19 @@ def test_changed_schemas_are_told_once_and_with_their_defaults(shop: Shop) -> No
     ]
 
 
+@pytest.mark.parametrize("identity", ["DEFAULT", "FULL"])
+def test_changes_of_before_the_key_was_another(shop: Shop, identity: str) -> None:
+    shop.execute("CREATE TABLE t (id int PRIMARY KEY, n text NOT NULL)", f"ALTER TABLE t REPLICA IDENTITY {identity}")
+    shop.start()
+    shop.execute("INSERT INTO t VALUES (1, 'a')", "DELETE FROM t")
+    shop.execute("ALTER TABLE t DROP CONSTRAINT t_pkey", "ALTER TABLE t ADD PRIMARY KEY (n)")
+    shop.execute("INSERT INTO t VALUES (2, 'b')", "DELETE FROM t")
+    windows = shop.windows()
+    assert not [each for window in windows for each in window.rejected]
+    before = [b"[1]", b"[1]"] if identity == "DEFAULT" else [b'["a"]', b'["a"]']
+    assert [e.key for window in windows for e in window.events] == [*before, b'["b"]', b'["b"]']
+
+
 def test_a_chunk_has_the_columns_that_the_table_has_now(shop: Shop) -> None:
     shop.execute("CREATE TABLE t (id int PRIMARY KEY, n int)", "INSERT INTO t SELECT g, g FROM generate_series(1, 4) g")
     source = shop.start()

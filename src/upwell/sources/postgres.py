@@ -157,8 +157,9 @@ class PostgresSource:
     def confirm(self, position: Position) -> None:
         """See ports.Source. The server is told within a second, or at `close`."""
         self._confirmed = max(self._confirmed, Place.parse(position).lsn)
+        # Where the connection has broken, the next read finds out, and the next connection begins with telling this.
         if self._stream is not None:
-            with self._streaming():
+            with suppress(TransientError), self._streaming():
                 self._feed_back(CONFIRM_S)
 
     def health(self) -> Mapping[str, Any]:

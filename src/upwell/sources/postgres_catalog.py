@@ -155,9 +155,7 @@ class Catalog:
         table = self.table(relation.oid)
         if table is None:
             return None  # dropped since, and its rows with it
-        names = {column.name for column in relation.columns}
-        key = table.key if set(table.key) <= names else ()
-        key = key or tuple(c.name for c in relation.columns if c.in_identity and relation.identity != "f")
+        key = _key_then(relation, table)
         if not key:
             check_key(table)
             return None
@@ -271,6 +269,15 @@ class _BaseType(NamedTuple):
     typmod: int
     typtype: str
     built_in: bool
+
+
+def _key_then(relation: Relation, table: CatalogTable) -> tuple[str, ...]:
+    """The key's columns: as the catalog has them now, unless the messages of then identify rows by others."""
+    names = {column.name for column in relation.columns}
+    told = tuple(column.name for column in relation.columns if column.in_identity)
+    if relation.identity == "f" or not told:
+        return table.key if set(table.key) <= names else ()
+    return table.key if table.key and set(table.key) <= set(told) else told
 
 
 def check_key(table: CatalogTable) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from upwell.errors import OperatorError
+from upwell.errors import ConfigError, OperatorError
+from upwell.model import TableSelection
 from upwell.sources.postgres_catalog import PARTITION_ROOTS, Catalog, CatalogTable, check_key, has_wildcard, matches
 from upwell.sources.postgres_place import Slot
 from upwell.sources.postgres_session import quote_ident, quote_literal
@@ -23,8 +24,13 @@ def check_requirements(sql: psycopg.Connection[tuple[Any, ...]], catalog: Catalo
     check_publication(sql, catalog, publication)
     check_named_tables(catalog)
     for table in catalog.selected():
-        explicit = any(not has_wildcard(s.pattern) and matches(s.pattern, table.name) for s in catalog.selections)
+        selection = catalog.selection(table.name)
+        explicit = selection is not None and not has_wildcard(selection.pattern)
+        if table.published is None and not explicit:
+            continue  # it came after `upwell track`: `health` names it, and it stops nobody
         check_table(table, publication, explicit=explicit, server_version=catalog.server_version)
+        if selection is not None and explicit:
+            check_columns(table, selection)
 
 
 def check_named_tables(catalog: Catalog) -> None:
@@ -37,6 +43,18 @@ def check_named_tables(catalog: Catalog) -> None:
                 code="UW-PG-044",
                 remedy="Check its name under tables in the configuration. Partitions: name the partitioned table.",
             )
+
+
+def check_columns(table: CatalogTable, selection: TableSelection) -> None:
+    """Raises ConfigError where the configuration names a column that is not there."""
+    columns = {column.name for column in table.columns}
+    unknown = sorted({*(selection.columns or ()), *selection.exclude} - columns)
+    if unknown:
+        raise ConfigError(
+            f"{table.name} has no column {', '.join(unknown)}.",
+            code="UW-PG-042",
+            remedy=f"Correct `columns` or `exclude` of {table.name}; its columns are {', '.join(sorted(columns))}.",
+        )
 
 
 def check_wal_level(sql: psycopg.Connection[tuple[Any, ...]]) -> None:

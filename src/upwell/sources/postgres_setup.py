@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from upwell.errors import OperatorError, UpwellError
 from upwell.model import Finding, TableName, TableSchema, TableSelection
-from upwell.sources.postgres_catalog import DEFAULT_SCHEMA, Catalog, CatalogTable
+from upwell.sources.postgres_catalog import DEFAULT_SCHEMA, Catalog, CatalogTable, has_wildcard
 from upwell.sources.postgres_requirements import (
+    check_columns,
     check_named_tables,
     check_publication,
     check_table,
@@ -269,7 +270,11 @@ def _table(
 ) -> Iterator[Finding]:
     name = f"{quote_ident(table.name.schema)}.{quote_ident(table.name.name)}"
     try:
+        selection = catalog.selection(table.name)
+        assert selection is not None, "it is a selected table"
         check_table(table, publication, explicit=True, server_version=catalog.server_version)
+        if not has_wildcard(selection.pattern):
+            check_columns(table, selection)
         schema = catalog.schema(table)
     except UpwellError as error:
         yield _failed(error)
