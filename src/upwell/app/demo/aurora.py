@@ -124,10 +124,17 @@ class Aurora:
         try:
             subprocess.run([programs / "postgres", "--version"], capture_output=True, check=True, **as_user(self._user))
         except (OSError, subprocess.CalledProcessError):
-            copy = self._folder / "postgresql"
-            shutil.copytree(programs.parent, copy, symlinks=True)
-            return copy / programs.name
+            return self._copied(programs)
         return programs
+
+    def _copied(self, programs: Path) -> Path:
+        """A copy as the wheel lays it out: PACKAGE/pginstall/bin, and libraries that it refers to in PACKAGE.libs."""
+        package = programs.parent.parent
+        libraries = package.with_name(f"{package.name}.libs")
+        copy = self._folder / "programs"
+        for part in (package / programs.parent.name, *([libraries] if libraries.is_dir() else [])):
+            shutil.copytree(part, copy / part.relative_to(package.parent), symlinks=True)
+        return copy / programs.relative_to(package.parent)
 
     def _environment(self) -> dict[str, str]:
         return {"HOME": str(self._folder), "LANG": "C"}
