@@ -1,4 +1,4 @@
-"""Programs that die at a named place: `UPWELL_FAILPOINT` of upwell.failpoints."""
+"""Programs that die at a named place (`UPWELL_FAILPOINT` of upwell.failpoints), and sources that forget."""
 
 from __future__ import annotations
 
@@ -49,3 +49,17 @@ def drop_slot(source: Connection, pipeline: Pipeline) -> None:
         except psycopg.errors.ObjectInUse:
             assert time.monotonic() < deadline, f"the slot {slot} is still in use"
             time.sleep(0.05)
+
+
+def drop_triggers(source: Connection, table: str = "*") -> None:
+    """An SQLite table changes unseen from now on; all of them where none is named."""
+    names = source.execute("SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name GLOB ?", (table,))
+    for (name,) in names.fetchall():
+        source.execute(f'DROP TRIGGER "{name}"')
+
+
+def forget_log(source: Connection) -> None:
+    """An SQLite database's change log goes, and what was not published yet goes with it."""
+    drop_triggers(source)
+    for table in ("_upwell_log", "_upwell_meta", "_upwell_tables"):
+        source.execute(f"DROP TABLE {table}")

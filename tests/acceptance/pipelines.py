@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +31,7 @@ from tests.acceptance.compare import (
     shown,
 )
 from tests.acceptance.workload import KEYS, Workload
+from upwell.model import TablePhase
 from upwell.state.sqlite import SqliteState
 
 Role = Literal["publish", "subscribe"]
@@ -149,6 +150,19 @@ class Pipeline:
         self.programs.append(program)
         return program
 
+    @contextmanager
+    def running(self) -> Iterator[list[Program]]:
+        """All its services run during the block; they are told to stop at its end, and obey."""
+        roles: list[Role] = ["publish", "subscribe"] if self.subscribed else ["publish"]
+        programs = [self.start(role) for role in roles]
+        try:
+            yield programs
+            for program in programs:
+                program.stop()
+        finally:
+            for program in programs:
+                program.discard()
+
     def once(self, role: Role, within_s: float = COMMAND_S) -> None:
         """`upwell publish --once` or `upwell subscribe --once`, which must succeed."""
         program = self.start(role, "--once")
@@ -214,6 +228,34 @@ class Pipeline:
         state = self.state()
         state.add_request(table, "a test asked")
         state.release()
+
+    def resyncs(self) -> dict[str, int]:
+        """table → its newest resync that is over, as the publisher has saved it; 0 while one is under way."""
+        state = self.state()
+        checkpoint = state.load()
+        state.release()
+        assert checkpoint is not None, "the publisher has saved nothing yet"
+        return {
+            name: 0 if table.wanted or table.phase is not TablePhase.STREAM else table.resync
+            for name, table in checkpoint.tables.items()
+        }
+
+    def await_resyncs(self, before: Mapping[str, int], tables: Collection[str] | None = None) -> None:
+        """Returns when newer resyncs of these tables, or of all, are over at the publisher."""
+        deadline = time.monotonic() + EQUAL_S
+        while True:
+            now = self.resyncs()
+            if all(now[name] > before[name] for name in tables or before):
+                return
+            assert time.monotonic() < deadline, f"no newer resyncs after {EQUAL_S:.0f} s: {before}, now {now}"
+            time.sleep(0.1)
+
+    def await_begun(self, table: str) -> None:
+        """Returns when a resync of the table is under way."""
+        deadline = time.monotonic() + EQUAL_S
+        while self.resyncs()[table]:
+            assert time.monotonic() < deadline, f"no resync of {table} has begun after {EQUAL_S:.0f} s"
+            time.sleep(0.02)
 
     def close(self) -> None:
         for program in self.programs:

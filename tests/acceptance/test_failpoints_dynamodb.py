@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from tests.acceptance.killing import SELDOM, die_at
+from tests.acceptance.killing import SELDOM, die_at, drop_triggers, forget_log
 from tests.acceptance.pipelines import Pipeline, explained, into_dynamodb
 from tests.acceptance.workload import Connection, Writing, connect, create_tables
 from upwell.failpoints import NAMES
@@ -65,18 +65,8 @@ def test_a_gap_is_not_forgotten(pipeline: Pipeline, place: str) -> None:
 
 def delete_unseen(source: Connection) -> None:
     """Rows come and go while no trigger is there to see it."""
-    triggers = "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'ledger'"
-    for name, _ in source.execute(triggers).fetchall():
-        source.execute(f'DROP TRIGGER "{name}"')
+    drop_triggers(source, "ledger")
     (last,) = source.execute("SELECT coalesce(max(entry), 0) FROM ledger WHERE entry < 1000000").fetchone()
     source.execute("DELETE FROM ledger WHERE entry <= ?", (last,))
     for number in range(last + 1, last + 6):
         source.execute("INSERT INTO ledger VALUES (?, 1, 'unseen')", (number,))
-
-
-def forget_log(source: Connection) -> None:
-    """The change log goes, and what was not published yet goes with it."""
-    for (name,) in source.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
-        source.execute(f'DROP TRIGGER "{name}"')
-    for table in ("_upwell_log", "_upwell_meta", "_upwell_tables"):
-        source.execute(f"DROP TABLE {table}")

@@ -59,14 +59,12 @@ def test_rows_that_swap_unique_values(new_database: Callable[[], str], kinesis_e
     )
     with closing(pipeline), explained(pipeline, seed):
         pipeline.run("track")
-        publisher, subscriber = pipeline.start("publish"), pipeline.start("subscribe")
-        pipeline.await_equal()
-        with Watch(pipeline.target, ("seat",), making_way=("seat",)):
-            swap(source, seed)
+        with pipeline.running():
             pipeline.await_equal()
+            with Watch(pipeline.target, ("seat",), making_way=("seat",)):
+                swap(source, seed)
+                pipeline.await_equal()
         pipeline.assert_no_dead_letters()
-        publisher.stop()
-        subscriber.stop()
         pipeline.once_through()
         pipeline.assert_equal()
         waiting, made_way = rows_that_made_way(target)
