@@ -77,6 +77,7 @@ class World:
         self.database = Database(dice, TABLES, self.ids)
         self.checks = checks = Checks(self.database)
         self.state = checks.state = SimState(dice, checks.saving)
+        checks.alone = lambda: len(self.processes) < 2
         self.control = SimControl(dice)
         self.stream = Stream(self.lanes)
         self.items = Items(checks.seen)
