@@ -21,6 +21,7 @@ from upwell.pipeline import applier, delivery, publisher, snapshot
 from upwell.pipeline.applier import Applier
 from upwell.pipeline.delivery import Delivery
 from upwell.pipeline.publisher import Publisher
+from upwell.ports import Request
 
 Patch = AbstractContextManager[Any]
 BUGS: Final[dict[str, Callable[[], Patch]]] = {}
@@ -378,9 +379,9 @@ def sweep_despite_hole() -> Patch:
     """A resync that lost records still removes what it did not find."""
 
     def careless(original: Any) -> Any:
-        def mark(work: Any, state: Any, marker: Any) -> None:
+        def mark(work: Any, state: Any, marker: Any, *, stale: bool) -> None:
             state.resyncs.pop(applier.DAMAGED, None)
-            original(work, state, marker)
+            original(work, state, marker, stale=stale)
 
         return mark
 
@@ -390,7 +391,37 @@ def sweep_despite_hole() -> Patch:
 @bug
 def one_repair_for_all_holes() -> Patch:
     """A hole is not reported where one was reported before, answered or not."""
-    return instead(applier, "_newest_epoch", lambda state, record: 1)
+    return instead(SimTransaction, "ask_repair", lambda self, pipeline, request: _ask_once(self, request))
+
+
+def _ask_once(transaction: SimTransaction, request: Request) -> None:
+    if not transaction.tables.repairs:
+        transaction.tables.repairs[request.id] = request
+
+
+@bug
+def overtaken_snapshot_not_missed() -> Patch:
+    """A snapshot's rows that a publisher without the lease has overtaken are skipped as if they had been applied."""
+
+
+    def careless(original: Any) -> Any:
+        def lose(result: Any, state: Any, record: Any, sentence: str) -> None:
+            if not sentence.startswith("A publisher without"):
+                original(result, state, record, sentence)
+
+        return lose
+
+    return around(applier, "_lose", careless)
+
+
+@bug
+def stale_resync_ended() -> Patch:
+    """A publisher without the lease ends a resync whose rows its successor is still to send."""
+
+    def careless(original: Any) -> Any:
+        return lambda work, state, marker, stale: original(work, state, marker, stale=False)
+
+    return around(applier, "_mark", careless)
 
 
 # --- no travel back in time, snapshots ----------------------------------------------------------------------------------

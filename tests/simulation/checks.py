@@ -30,6 +30,7 @@ CAUSES: Final = {
     "The changes of": "table_lost",
     "asked": "request",
     "Lane": "hole",
+    "A publisher without the lease": "takeover",
 }
 
 

@@ -18,6 +18,7 @@ from upwell.errors import Rejected, UniqueConflict
 from upwell.failpoints import failpoint
 from upwell.model import (
     DELETE,
+    HIGHEST_ORDINAL,
     UPSERT,
     ChangeEvent,
     DeadLetter,
@@ -30,8 +31,7 @@ from upwell.model import (
 )
 from upwell.ports import Clock, LaneState, Request, ResyncState, Target, TargetTransaction
 
-# Among a lane's resyncs, in the place of a table: the newest that may have lost records in this lane. Such a resync
-# must not end, or it would remove what the lost records held.
+# Among a lane's resyncs, in the place of a table: the newest that may have lost records in this lane.
 DAMAGED: Final = ""
 
 Record = LaneRecord[ReceivedEvent | Marker]
@@ -46,7 +46,7 @@ class Applied:
     skipped: int = 0  # below the watermark: applied before
     dead_letters: int = 0
     swept: int = 0  # rows that a resync removed
-    holes: int = 0
+    holes: int = 0  # records in which a loss showed
     foreign: int = 0  # records of other pipelines
 
 
@@ -93,7 +93,7 @@ class Plan:
     opened: dict[str, int] = field(default_factory=dict)  # table → newest resync opened in this batch
     closed: list[Marker] = field(default_factory=list)
     tables: set[str] = field(default_factory=set)
-    holes: list[tuple[int, str]] = field(default_factory=list)  # (the newest epoch that may be concerned, a sentence)
+    losses: list[tuple[int, str]] = field(default_factory=list)  # (the newest epoch that may be concerned, a sentence)
     skipped: int = 0
 
 
@@ -102,19 +102,31 @@ def plan(records: Iterable[Record], states: dict[int, LaneState]) -> Plan:
     result = Plan({lane: replace(state, resyncs=dict(state.resyncs)) for lane, state in states.items()})
     for record in records:
         state = result.states[record.lane]
+        seen, now = (state.term, state.seq), (record.term, record.seq)
         hole = _count(state, record)
         if hole is not None:
-            newest = _newest_epoch(state, record)
-            state.resyncs[DAMAGED] = newest
-            result.holes.append((newest, hole))
+            _lose(result, state, record, hole)
         for item in record.items:
             if isinstance(item, Marker):
-                _mark(result, state, item)
+                _mark(result, state, item, stale=record.term < seen[0])
             elif item.version < state.version:
                 result.skipped += 1
+                if now > seen and unpack_version(item.version)[2] == HIGHEST_ORDINAL:
+                    _lose(result, state, record, _overtaken(record))
             else:
                 _take(result, state, item)
     return result
+
+
+def _lose(result: Plan, state: LaneState, record: Record, sentence: str) -> None:
+    """Something of the lane is missing, before or in this record: of no newer epoch, since a lane's epochs never fall.
+
+    A resync that it may be part of must not end, or it would remove what the lost records held.
+    """
+    epochs = [item.resync if isinstance(item, Marker) else unpack_version(item.version)[0] for item in record.items]
+    newest = max(*epochs, unpack_version(state.version)[0])
+    state.resyncs[DAMAGED] = newest
+    result.losses.append((newest, sentence))
 
 
 def _take(result: Plan, state: LaneState, event: ReceivedEvent) -> None:
@@ -133,12 +145,13 @@ def _take(result: Plan, state: LaneState, event: ReceivedEvent) -> None:
         result.noting.pop(address, None)
 
 
-def _mark(result: Plan, state: LaneState, marker: Marker) -> None:
+def _mark(result: Plan, state: LaneState, marker: Marker, *, stale: bool) -> None:
+    """`stale`: by a publisher that has lost its lease; its successor ends the resync when all of it has been sent."""
     table = marker.schema.table
     result.schemas[marker.schema.hash] = marker.schema
     result.tables.add(table)
     if marker.phase == "close":
-        if state.resyncs.get(table) == marker.resync > state.resyncs.get(DAMAGED, 0):
+        if state.resyncs.get(table) == marker.resync > state.resyncs.get(DAMAGED, 0) and not stale:
             result.closed.append(marker)
     elif marker.resync > state.resyncs.get(table, 0):
         # One that is not newer is a record that landed late. What is older than the resync is of the past from here
@@ -146,12 +159,6 @@ def _mark(result: Plan, state: LaneState, marker: Marker) -> None:
         state.resyncs[table] = marker.resync
         state.version = max(state.version, pack_version(marker.resync, 0, 0))
         result.opened[table] = max(marker.resync, result.opened.get(table, 0))
-
-
-def _newest_epoch(state: LaneState, record: Record) -> int:
-    """What was lost before the record is not of a newer epoch than this: a lane's epochs never fall."""
-    epochs = [item.resync if isinstance(item, Marker) else unpack_version(item.version)[0] for item in record.items]
-    return max(*epochs, unpack_version(state.version)[0])
 
 
 def _count(state: LaneState, record: Record) -> str | None:
@@ -169,6 +176,14 @@ def _count(state: LaneState, record: Record) -> str | None:
     if not missing:
         return None
     return f"Lane {record.lane}: records are missing before term {now[0]}, sequence {now[1]}; seen was {seen}."
+
+
+def _overtaken(record: Record) -> str:
+    """A new record's snapshot rows are below the watermark, and nothing else will bring them.
+
+    That can't be while publishers keep to their lease: a chunk is stamped with a commit that nobody has gone beyond.
+    """
+    return f"A publisher without the lease went on: term {record.term}'s snapshot came too late in lane {record.lane}."
 
 
 class Applier:
@@ -235,12 +250,12 @@ class Applier:
         applied.swept += self._close(txn, work, resyncs)
         if letters:
             txn.add_dead_letters(self._pipeline, letters)
-        if work.holes:
+        if work.losses:
             self._repair(txn, work)
         txn.save_lanes(self._pipeline, work.states)
         applied.skipped += work.skipped
         applied.dead_letters += len(letters)
-        applied.holes += len(work.holes)
+        applied.holes += len(work.losses)
 
     def _write(self, txn: TargetTransaction, fold: _Fold) -> list[DeadLetter]:
         """Deletes before upserts, so that a unique value is free before it is taken again."""
@@ -308,9 +323,9 @@ class Applier:
         return swept
 
     def _repair(self, txn: TargetTransaction, work: Plan) -> None:
-        """Records are lost: which rows they held is unknown, so all tables are to be read again."""
-        # One request for all holes that the same next resync answers: it is of a newer epoch.
-        newest, sentence = max(work.holes)
+        """Which rows the lost records held is unknown, so all tables are to be read again."""
+        # One request for all losses that the same next resync answers: it is of a newer epoch.
+        newest, sentence = max(work.losses)
         txn.ask_repair(self._pipeline, Request(f"holes-after-{newest}", None, sentence))
 
 
