@@ -1,4 +1,4 @@
-"""The DynamoDB sink against a stub that answers at once: python -m bench.dynamodb_sink [connections]."""
+"""The DynamoDB sink against a stub: python -m bench.dynamodb_sink [connections] [milliseconds before an answer]."""
 
 import sys
 import time
@@ -16,9 +16,9 @@ LANES = 64
 ROUNDS = 3
 
 
-def run(connections_max: int = 16) -> None:
+def run(connections_max: int = 64, delay_ms: int = 0) -> None:
     """Prints items a second and the client's own CPU time per item, for packing and sending."""
-    with stub() as url:
+    with stub(delay_ms / 1000) as url:
         service = AwsService("dynamodb", "eu-west-1", endpoint_url=url, connections_max=connections_max)
         sink = DynamoDbSink(service, SystemClock(), table_prefix="bench-")
         sink._ready.add("bench-customers")  # the stub knows no tables

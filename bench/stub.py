@@ -1,4 +1,4 @@
-"""A stand-in for AWS's JSON services that takes everything at once and keeps nothing: what is left is the client.
+"""A stand-in for AWS's JSON services that takes everything and keeps nothing: what is left is the client.
 
 Run as a program it serves until its standard input closes, and prints its port first.
 """
@@ -20,7 +20,8 @@ _ANSWERS = {
 
 
 class _Answers(asyncio.Protocol):
-    def __init__(self) -> None:
+    def __init__(self, delay_s: float) -> None:
+        self._delay_s = delay_s
         self._received = bytearray()
         self._transport: asyncio.Transport | None = None
 
@@ -38,20 +39,24 @@ class _Answers(asyncio.Protocol):
                 return
             body = next((answer for action, answer in _ANSWERS.items() if action in head), b"{}")
             del self._received[: end + 4 + length]
-            self._transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+            answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+            if self._delay_s:
+                asyncio.get_running_loop().call_later(self._delay_s, self._transport.write, answer)
+            else:
+                self._transport.write(answer)
 
 
-async def _serve() -> None:
+async def _serve(delay_s: float) -> None:
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(_Answers, LOOPBACK, 0)
+    server = await loop.create_server(lambda: _Answers(delay_s), LOOPBACK, 0)
     print(server.sockets[0].getsockname()[1], flush=True)
     await loop.run_in_executor(None, sys.stdin.read)
 
 
 @contextlib.contextmanager
-def stub() -> Iterator[str]:
-    """The stub's URL; a process of its own, which ends with the block."""
-    command = [sys.executable, "-m", "bench.stub"]
+def stub(delay_s: float = 0.0) -> Iterator[str]:
+    """The stub's URL; a process of its own, which ends with the block. `delay_s`: before each answer."""
+    command = [sys.executable, "-m", "bench.stub", str(delay_s)]
     with subprocess.Popen(command, cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -61,4 +66,4 @@ def stub() -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve())
+    asyncio.run(_serve(float(sys.argv[1])))

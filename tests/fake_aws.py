@@ -70,8 +70,7 @@ class FakeService:
         number, self.connections = self.connections, self.connections + 1
         self.sockets.append(raw)
         stream = raw.makefile("rb")
-        while line := stream.readline():
-            assert line.startswith(b"POST ")
+        while (line := stream.readline()).startswith(b"POST "):
             headers = {}
             while (line := stream.readline().strip()) != b"":
                 name, _, value = line.decode().partition(": ")

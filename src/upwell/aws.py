@@ -11,7 +11,8 @@ import threading
 import time
 import urllib.request
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Protocol
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 import orjson
@@ -21,20 +22,28 @@ from upwell.errors import ConfigError, OperatorError, TransientError, UpwellErro
 from upwell.http1 import ANSWER_S, CONNECT_S, READ_S, Answer, Connection, Proxy, Route, trust
 from upwell.sigv4 import Keys, Signer
 
-CONNECTIONS_MAX: Final = 16
 # From this on requests are signed with AWS's time: it refuses those that are five minutes off.
 SKEW_S_MAX: Final = 60.0
 _NO_KEYS = {"aws_access_key_id": "none", "aws_secret_access_key": "none"}
 _SKEW_EVERY_S = 10.0
 _KEYS_EVERY_S = 1.0
+_HANDSHAKES_MAX = 16  # at the same time
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 # For stand-ins on this machine, which ask for keys but check none.
 _LOCAL_KEYS = Keys("test", "test", None)
 
-# service → (X-Amz-Target's prefix, content type)
-_SERVICES: Final[Mapping[str, tuple[str, str]]] = {
-    "kinesis": ("Kinesis_20131202", "application/x-amz-json-1.1"),
-    "dynamodb": ("DynamoDB_20120810", "application/x-amz-json-1.0"),
+
+class _Service(NamedTuple):
+    target: str  # the prefix of X-Amz-Target
+    content_type: str
+    connections_max: int
+
+
+_SERVICES: Final = {
+    # Few large calls.
+    "kinesis": _Service("Kinesis_20131202", "application/x-amz-json-1.1", 16),
+    # A call an item: 64 under way make 3,200 items a second at 20 ms.
+    "dynamodb": _Service("DynamoDB_20120810", "application/x-amz-json-1.0", 64),
 }
 
 
@@ -67,21 +76,22 @@ class AwsService:
         endpoint_url: str | None = None,
         proxy: str | None = None,
         ca_bundle: str | None = None,
-        connections_max: int = CONNECTIONS_MAX,
+        connections_max: int | None = None,
     ) -> None:
-        """`service`: kinesis or dynamodb. What is None comes from the environment and AWS's configuration files.
+        """`service`: kinesis or dynamodb. What is None comes from the environment and AWS's configuration files;
+        of `connections_max`, from what suits the service.
 
         Connects to nothing yet. Raises ConfigError, or OperatorError where no region is known.
         """
         self.service = service
-        self._target, content_type = _SERVICES[service]
+        self._target, content_type, default_max = _SERVICES[service]
         place = _Place.find(service, region, endpoint_url, proxy, ca_bundle)
         self.region = place.region
         self.endpoint_url = place.url
         self._credentials = _Credentials(place)
         self._route = place.route()
         self._signer = Signer(service, place.region, place.host_header, place.path, content_type)
-        self._connections_max = connections_max
+        self._connections_max = connections_max or default_max
         self._idle: list[Connection] = []
         self._in_use = 0
         self._freed = threading.Condition()
@@ -118,6 +128,8 @@ class AwsService:
         A request that may have arrived is answered with TransientError where its connection was lost. After a
         connection could not be made, or the credentials failed, what was not yet sent is answered with that error.
         """
+        if not payloads:
+            return []
         try:
             keys = self._credentials.current()
             connections = self._borrow(len(payloads))
@@ -141,7 +153,7 @@ class AwsService:
         target: str,
         payloads: Sequence[Mapping[str, Any] | bytes],
         keys: Keys,
-        connections: list[Connection | None],
+        connections: list[Connection],
     ) -> list[dict[str, Any] | UpwellError]:
         """Request i goes over connection i modulo their number, after that connection's last answer was read."""
         answers: list[dict[str, Any] | UpwellError] = [_UNSENT] * len(payloads)
@@ -149,25 +161,22 @@ class AwsService:
         failure: UpwellError | None = None
         sent = 0
         for index in range(len(payloads) + width):
-            slot = index % width
-            due = index - width
+            slot, due = index % width, index - width
             if 0 <= due < sent and answers[due] is _UNSENT:
                 answers[due] = self._receive(connections[slot], keys)
-            if index < len(payloads) and failure is None:
-                connection = connections[slot]
-                try:
-                    if connection is None or not connection.alive():
-                        if connection is not None:
-                            connection.close()
-                        connection = connections[slot] = None
-                        connection = connections[slot] = Connection(self._route)
-                except UpwellError as unreachable:
-                    failure = unreachable
+            if index >= len(payloads) or failure is not None:
+                continue
+            if not connections[slot].alive():
+                connections[slot].close()
+                made = self._connect()
+                if isinstance(made, UpwellError):
+                    failure = made
                     continue
-                sent = index + 1
-                lost = self._send(connection, target, payloads[index], keys)
-                if lost is not None:
-                    answers[index] = lost
+                connections[slot] = made
+            sent = index + 1
+            lost = self._send(connections[slot], target, payloads[index], keys)
+            if lost is not None:
+                answers[index] = lost
         return [failure if answer is _UNSENT and failure is not None else answer for answer in answers]
 
     def _send(
@@ -180,8 +189,7 @@ class AwsService:
             return error
         return None
 
-    def _receive(self, connection: Connection | None, keys: Keys) -> dict[str, Any] | UpwellError:
-        assert connection is not None, "a request is under way only where there is a connection"
+    def _receive(self, connection: Connection, keys: Keys) -> dict[str, Any] | UpwellError:
         try:
             answer = connection.receive()
         except UpwellError as error:
@@ -214,11 +222,8 @@ class AwsService:
             return
         self._skew_s, self._skew_at = time.time() - then.timestamp(), now
 
-    def _borrow(self, wanted: int) -> list[Connection | None]:
-        """One to `wanted` connections; None stands for one still to be made.
-
-        A call makes only a few new ones, twice as many each time: no burst of handshakes at the start.
-        """
+    def _borrow(self, wanted: int) -> list[Connection]:
+        """One to `wanted` connections, new ones where those at rest are too few. Raises UpwellError."""
         deadline = time.monotonic() + READ_S + ANSWER_S
         with self._freed:
             while self._in_use >= self._connections_max:
@@ -228,19 +233,49 @@ class AwsService:
                         f"All {self._connections_max} connections to {self._route.host} are in use.", code="UW-AWS-012"
                     )
                 self._freed.wait(wait_s)
-            count = min(max(1, wanted), self._connections_max - self._in_use, max(4, 2 * len(self._idle)))
-            borrowed: list[Connection | None] = []
-            while self._idle and len(borrowed) < count:
-                borrowed.append(self._idle.pop())  # the one that rested the shortest is the least likely to be closed
-            borrowed.extend([None] * (count - len(borrowed)))
+            count = min(wanted, self._connections_max - self._in_use)
             self._in_use += count
-            return borrowed
+            # The ones that rested the shortest are the least likely to be closed.
+            rested = [self._idle.pop() for _ in range(min(count, len(self._idle)))]
+        alive = [connection for connection in rested if connection.alive()]
+        for connection in rested:
+            if connection not in alive:
+                connection.close()
+        made = self._connect_many(count - len(alive)) if len(alive) < count else []
+        borrowed = alive + [each for each in made if isinstance(each, Connection)]
+        with self._freed:
+            self._in_use -= count - len(borrowed)
+            self._freed.notify_all()
+        if not borrowed:
+            raise next(each for each in made if isinstance(each, UpwellError))
+        return borrowed
 
-    def _give_back(self, connections: list[Connection | None]) -> None:
+    def _connect_many(self, count: int) -> list[Connection | UpwellError]:
+        """At the same time: a handshake takes two or three times the way there. After a failure no more are tried."""
+        failures: list[UpwellError] = []
+
+        def attempt(_: int) -> Connection | UpwellError:
+            if failures:
+                return failures[0]
+            made = self._connect()
+            if isinstance(made, UpwellError):
+                failures.append(made)
+            return made
+
+        if count == 1:
+            return [attempt(0)]
+        with ThreadPoolExecutor(min(count, _HANDSHAKES_MAX), "connect") as pool:
+            return list(pool.map(attempt, range(count)))
+
+    def _connect(self) -> Connection | UpwellError:
+        try:
+            return Connection(self._route)
+        except UpwellError as error:
+            return error
+
+    def _give_back(self, connections: list[Connection]) -> None:
         with self._freed:
             for connection in connections:
-                if connection is None:
-                    continue
                 if connection.reusable and not self._closed:
                     self._idle.append(connection)
                 else:

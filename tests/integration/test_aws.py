@@ -164,13 +164,56 @@ def test_a_connection_that_the_service_closed_while_idle_is_not_used() -> None:
 
 
 def test_a_connection_that_rested_too_long_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http1, "IDLE_S_MAX", 0.0)
-    with fake_service(echo) as fake:
-        service = connect(fake)
+    with fake_service(echo) as fake, connected(fake) as service:
         for _ in range(3):
             service.call("PutItem", {})
-        assert fake.connections == 3
-        service.close()
+        assert fake.connections == 1
+        now = time.monotonic
+        monkeypatch.setattr(time, "monotonic", lambda: now() + http1.IDLE_S_MAX + 1)
+        service.call("PutItem", {})
+        assert fake.connections == 2
+
+
+def test_out_of_reach_not_every_connection_is_waited_for() -> None:
+    """Each attempt may take seconds; after the first has failed no further one begins."""
+    attempts = 0
+    real = Route.open
+
+    def slow(route: Route) -> socket.socket:
+        nonlocal attempts
+        attempts += 1
+        time.sleep(0.05)
+        return real(route)
+
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        port = reserved.getsockname()[1]
+    service = AwsService("dynamodb", "eu-west-1", endpoint_url=f"http://127.0.0.1:{port}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Route, "open", slow)
+        answers = service.call_many("PutItem", [{}] * 200)
+    assert {getattr(answer, "code", None) for answer in answers} == {"UW-AWS-011"}
+    assert attempts <= 17
+
+
+def test_connections_that_can_be_made_do() -> None:
+    """A service that takes no more than some connections is used over those."""
+    made = 0
+    real = Route.open
+
+    def few(route: Route) -> socket.socket:
+        nonlocal made
+        made += 1
+        if made > 2:
+            raise TransientError("no more", code="UW-AWS-011")
+        return real(route)
+
+    with fake_service(echo) as fake, connected(fake) as service, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Route, "open", few)
+        for _ in range(2):
+            assert service.call_many("PutItem", [{"n": number} for number in range(20)]) == [
+                {"echo": {"n": number}} for number in range(20)
+            ]
+        assert fake.connections == 2
 
 
 def test_silence_ends_in_time_for_all_requests_together(monkeypatch: pytest.MonkeyPatch) -> None:
