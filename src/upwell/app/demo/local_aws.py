@@ -131,9 +131,10 @@ def _pip_install(made: Path) -> None:
         timeout=INSTALL_S,
     )
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.strip()]
+        said = [line for line in done.stderr.splitlines() if line.strip()] or ["it does not say why"]
+        why = "the package index can't be reached." if "Retrying (" in done.stderr else said[-1]
         raise DemoFailed(
-            f"pip could not fetch the local AWS: {said[-1] if said else 'it does not say why'}",
+            f"pip could not fetch the local AWS: {why}",
             code="UW-DM-005",
             remedy="It needs the package index once; see pip's settings for proxies and mirrors.",
         )

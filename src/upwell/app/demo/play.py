@@ -12,6 +12,7 @@ from typing import Final
 from rich.console import Console
 
 from upwell.app.demo.keys import PressedKeys, pressed_keys
+from upwell.app.demo.processes import DemoFailed
 from upwell.app.demo.stage import Stage, Which
 from upwell.app.demo.view import Lines, Picture, print_result
 
@@ -34,8 +35,8 @@ def demo(ways: Which, for_s: float | None, browser: bool) -> int:
     with _signals() as ending, Stage(ways, view.say) as stage:
         with pressed_keys() as keys, view:
             ending.orderly = True
-            failure = _Play(stage, view, keys, ending, for_s).run()
-        return _judge(console, stage, failure)
+            _Play(stage, view, keys, ending, for_s).run()
+        return _judge(console, stage)
 
 
 class _Ending:
@@ -76,24 +77,21 @@ class _Play:
         self._for_s = for_s
         self._script = [] if for_s is None else _script(stage, for_s)
 
-    def run(self) -> str | None:
-        """Until it is told to end and all has arrived; what went wrong, if anything did."""
+    def run(self) -> None:
+        """Until it is told to end and all has arrived, or should have. Raises DemoFailed where something broke."""
         while not self._over():
             for key in self._keys():
                 self._pressed(key)
             self._follow_script()
-            if self._stage.failure is not None:
-                return self._stage.failure
             self._tick()
         self._stage.end_of_day()
         home_at = time.monotonic()
-        while not self._stage.all_equal_since(home_at):
-            if self._stage.failure is not None or time.monotonic() > home_at + ARRIVE_S:
-                return self._stage.failure
+        while not self._stage.all_equal_since(home_at) and time.monotonic() < home_at + ARRIVE_S:
             self._tick()
-        return None
 
     def _tick(self) -> None:
+        if self._stage.failure is not None:
+            raise DemoFailed(self._stage.failure)
         self._stage.tick()
         left_s = None if self._for_s is None else self._began + self._for_s - time.monotonic()
         self._view.show(self._stage, left_s)
@@ -125,7 +123,7 @@ def _script(stage: Stage, for_s: float) -> list[tuple[float, Callable[[], None]]
     ]
 
 
-def _judge(console: Console, stage: Stage, failure: str | None) -> int:
+def _judge(console: Console, stage: Stage) -> int:
     """Compare all tables once more, when nobody else looks, and say what came of it."""
     console.print("Comparing all tables.", highlight=False)
     for way in stage.ways:
@@ -134,10 +132,8 @@ def _judge(console: Console, stage: Stage, failure: str | None) -> int:
     print_result(console, stage.ways, looks)
     rows = sum(table.source for look in looks for table in look.tables.values())
     differing = sum(look.differing for look in looks)
-    if failure is not None:
-        console.print(f"The demo failed: {failure}", style="red", markup=False, highlight=False)
     if differing:
         console.print(f"NOT equal: {differing:,} of {rows:,} rows differ.", style="red", highlight=False)
-    else:
-        console.print(f"Equal: each value of all {rows:,} rows.", style="green", highlight=False)
-    return 0 if failure is None and not differing else 1
+        return 1
+    console.print(f"Equal: each value of all {rows:,} rows.", style="green", highlight=False)
+    return 0

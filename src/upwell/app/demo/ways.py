@@ -58,7 +58,7 @@ class Role:
         self._household = household
         self._command = upwell(command, config)
         self._config = config
-        self.env = env
+        self.env = {**env, "HOME": str(config.parent)}
         self._back_at: float | None = None
         self._process: Process | None = None
 
@@ -199,7 +199,8 @@ class Way:
         """Nothing changes any more when it returns."""
         self._go_home.set()
         for person in self._people:
-            person.join()
+            if person.is_alive():
+                person.join()
 
     def close(self) -> None:
         """End all that `open` started, however far it came."""
