@@ -25,6 +25,8 @@ READ_RECORDS_MAX = 500
 # What goes into one transaction of the target.
 BATCH_BYTES_MAX = 8 * 1024 * 1024
 SHARDS_EVERY_S = 10.0
+# How far the stream's clock may lag ours when the end "as of now" is looked for under uninterrupted writes.
+CLOCKS_DIFFER_S = 10.0
 REPAIRS_EVERY_S = 5.0
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 10.0
@@ -55,6 +57,10 @@ class Read(Protocol):
     @property
     def at_tip(self) -> bool:
         """There was nothing to read when asked."""
+
+    @property
+    def arrived(self) -> float | None:
+        """When the last of the records came into the stream, in seconds since 1970 by the stream's clock."""
 
 
 class RecordStream(Protocol):
@@ -111,7 +117,7 @@ class Subscriber:
         self._rng = rng
         self._stop = stop
         self._read_every_s = read_every_s
-        self._once = False
+        self._until: float | None = None  # with `once`: what came in later need not be read
         self._finished: set[str] = set()  # shards read to their end, or with `once` to the end as of now
         self._workers: dict[str, threading.Thread] = {}
         self._progress: dict[str, str | None] = {}
@@ -121,7 +127,7 @@ class Subscriber:
 
     def run(self, *, once: bool = False) -> None:
         """Until stopped; with `once` until the stream's end as of now. Raises what a person must act on."""
-        self._once = once
+        self._until = self._clock.now() + CLOCKS_DIFFER_S if once else None
         self._progress = self._retried(lambda: self._checkpoints.load(self._name)) or {}
         self._finished = {shard for shard, sequence in self._progress.items() if sequence is None}
         repairs_at = shards_at = 0.0
@@ -187,11 +193,16 @@ class Subscriber:
             failpoint("subscriber.fetched")
             after = self._apply(shard, read.records, after)
             iterator = read.next_iterator
-            if iterator is None or (self._once and read.at_tip):
+            if iterator is None or self._is_enough(read):
                 if not self._stop.is_set():
                     self._finish(shard, ended=iterator is None)
                 return
             self._clock.sleep(max(0.0, started + self._read_every_s - self._clock.monotonic()))
+
+    def _is_enough(self, read: Read) -> bool:
+        if self._until is None:
+            return False
+        return read.at_tip or (read.arrived is not None and read.arrived >= self._until)
 
     def _finish(self, shard: str, *, ended: bool) -> None:
         if ended:
