@@ -2,7 +2,7 @@
 
     python -m bench.postgres_source [--rows 200000] [--rounds 3]
 
-14 columns, 240 bytes a row as text. The snapshot is read in chunks of 10,000 rows; the stream is 60 % updates,
+14 columns, 240 bytes a row as text. The snapshot is read in chunks of 5,000 rows; the stream is 60 % updates,
 30 % inserts and 10 % deletes in transactions of 1,000. CPU is this process's; the server has the other core.
 """
 
@@ -21,7 +21,7 @@ from upwell.sources.postgres import PostgresSource
 from upwell.sources.postgres_session import ReplicationConnection
 from upwell.sources.postgres_setup import track
 
-CHUNK_ROWS = 10_000
+CHUNK_ROWS = 5_000
 WINDOW_EVENTS = 5_000
 TRANSACTION_ROWS = 1_000
 TABLES = (TableSelection(TableName("public", "orders")),)

@@ -170,7 +170,8 @@ def test_wildcards() -> None:
         ("57014", "canceling statement due to statement timeout", TransientError, "UW-PG-014"),
         ("53100", "could not extend file: No space left on device", TransientError, "UW-PG-012"),
         ("40001", "could not serialize access", TransientError, "UW-PG-012"),
-        ("42P01", 'relation "t" does not exist', OperatorError, "UW-PG-009"),
+        ("42P01", 'relation "t" does not exist', OperatorError, "UW-PG-044"),
+        ("42601", "syntax error", OperatorError, "UW-PG-009"),
     ],
 )
 def test_what_the_servers_errors_mean(sqlstate: str, text: str, kind: type[Exception], code: str) -> None:

@@ -265,16 +265,18 @@ class PostgresSource:
         assert stream is not None
         deadline = clock.monotonic() + wait_s
         receive, feed, taken = stream.receive, decoder.feed, decoder.taken
-        events = taken.events
+        events, rejected = taken.events, taken.rejected
         messages = 0
         while True:
             message = receive()
             if message is not None:
                 if feed(message):
                     self._answer()
-                full = len(events) >= limit or taken.size >= WINDOW_BYTES_MAX
+                full = len(events) + len(rejected) >= limit or taken.size >= WINDOW_BYTES_MAX
                 # The row that fills the window may be the transaction's last: one more message tells.
-                if full and (decoder.transaction is None or len(events) > limit or taken.size > WINDOW_BYTES_MAX):
+                if full and (
+                    decoder.transaction is None or len(events) + len(rejected) > limit or taken.size > WINDOW_BYTES_MAX
+                ):
                     return True
                 messages += 1
                 if messages % MESSAGES_PER_LOOK or clock.monotonic() < deadline:
@@ -285,10 +287,10 @@ class PostgresSource:
                 continue
             asked = self._asked_at > self._fed_back_at
             self._feed_back(ANSWER_S if asked else CONFIRM_S if self._confirmed else FEEDBACK_S)
+            self._nudge(decoder)
             remaining = deadline - clock.monotonic()
             if remaining <= 0 or (decoder.transaction is None and self._has_something(decoder)):
                 return False
-            self._nudge(decoder)
             stream.wait(min(remaining, ANSWER_S) if asked else remaining)
             if clock.monotonic() < self._hot_until:
                 clock.sleep(TICK_S)

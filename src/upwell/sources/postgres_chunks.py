@@ -142,7 +142,7 @@ class RowReader:
                 size += len(line)
                 try:
                     values = _values(line, decoders)
-                    keep((encode_key(values), orjson.dumps(values)))
+                    keep((encode_key(values), b"%b" % orjson.dumps(values)))  # copied: see pgoutput.py
                 except ValueError as unreadable:
                     result.rejected.append(self._rejection(line, unreadable))
                 if size >= CHUNK_BYTES_MAX:

@@ -220,6 +220,12 @@ def meaning(sqlstate: str, text: str, url: str) -> UpwellError:
             code="UW-PG-033",
             remedy="Drop a slot that nobody uses, or raise max_replication_slots and restart the server.",
         )
+    if sqlstate == "42P01":
+        return OperatorError(
+            f"The source does not have a table any more: {text}.",
+            code="UW-PG-044",
+            remedy="Remove it from tables in the configuration, or create it again.",
+        )
     if sqlstate == "42501":
         return OperatorError(
             f"The source refuses us: {text}.", code="UW-PG-004", remedy="Run grants.sql as written by: upwell init"
