@@ -169,12 +169,23 @@ def subscribe(file: Path, once: bool) -> None:
     run_it(loaded(file, SUBSCRIBER), once=once)
 
 
+def _duration(_context: click.Context, _option: click.Parameter, value: str | None) -> float | None:
+    from upwell.settings import seconds
+
+    if value is None:
+        return None
+    try:
+        return seconds(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
 @upwell.command()
 @options
 @click.option("--relational", "ways", flag_value="relational", help="Only by Kinesis to a relational database.")
 @click.option("--serverless", "ways", flag_value="serverless", help="Only to DynamoDB.")
 @click.option("--no-browser", is_flag=True, help="For scripts; there is no view in a browser yet.")
-@click.option("--for", "for_s", metavar="60s", callback=lambda _c, _o, value: _duration(value), help="End by itself.")
+@click.option("--for", "for_s", metavar="60s", callback=_duration, help="End by itself.")
 def demo(file: Path, ways: str | None, no_browser: bool, for_s: float | None) -> int:
     """Watch changes travel, all on this machine.
 
@@ -188,17 +199,6 @@ def demo(file: Path, ways: str | None, no_browser: bool, for_s: float | None) ->
 
     which: Any = ways or "both"
     return run_it(which, for_s, not no_browser)
-
-
-def _duration(value: str | None) -> float | None:
-    from upwell.settings import seconds
-
-    if value is None:
-        return None
-    try:
-        return seconds(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
 
 
 @upwell.command()
@@ -305,7 +305,16 @@ def resync(file: Path, tables: tuple[str, ...], reason: str) -> None:
 @options
 @click.argument("tables", nargs=-1, metavar="[TABLE]...")
 @click.option("--repair", is_flag=True, help="Have the tables that differ read again, as `upwell resync` does.")
-def verify(file: Path, tables: tuple[str, ...], repair: bool) -> int:
+@click.option(
+    "--pause",
+    "pause_s",
+    metavar="5s",
+    default="5s",
+    show_default=True,
+    callback=_duration,
+    help="Before looking again at what differs; more than changes take to arrive.",
+)
+def verify(file: Path, tables: tuple[str, ...], repair: bool, pause_s: float) -> int:
     """Compare source and destination, row by row.
 
     Reads both in chunks and looks again after a pause at what differs, so that changes on their way are no false alarm.
@@ -314,18 +323,14 @@ def verify(file: Path, tables: tuple[str, ...], repair: bool) -> int:
     \b
     Example:  upwell verify public.users --repair
     """
-    from upwell.app.verify import verify as compared
-
-    return _verify(compared, loaded(file, ["source", "destination", "subscriber", "masking"]), tables, repair)
-
-
-def _verify(compared: Callable[..., Any], pipeline: Pipeline, tables: tuple[str, ...], repair: bool) -> int:
     from upwell.app.resync import resync as read_again
     from upwell.app.verify import KEYS_SHOWN_MAX, sentences
+    from upwell.app.verify import verify as compared
     from upwell.clock import SystemClock
 
+    pipeline = loaded(file, ["source", "destination", "subscriber", "masking"])
     wrong = []
-    for result in compared(pipeline, tables, SystemClock()):
+    for result in compared(pipeline, tables, SystemClock(), pause_s):
         for line in sentences(result, KEYS_SHOWN_MAX):
             click.echo(line)
         if not result.equal:

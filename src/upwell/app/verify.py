@@ -27,8 +27,7 @@ from upwell.ports import Clock, Source
 
 GROUPS: Final = 4096
 CHUNK_ROWS: Final = 5_000
-LOOK_AGAIN_AFTER_S: Final = 5.0
-LOOKS: Final = 3  # in all; what is on its way arrives between them
+LOOKS: Final = 3  # in all, with a pause between them in which what is on its way arrives
 CHUNK_WAIT_S: Final = 60.0  # for transactions that were running when we began
 KEYS_SHOWN_MAX: Final = 100  # of each kind of difference
 KEYS_MAX: Final = 200_000  # of the groups that differ, held at a time
@@ -251,6 +250,7 @@ class _Postgres:
 
 
 _NUMBERS: Final = (Kind.INT, Kind.DECIMAL, Kind.FLOAT)
+_SHORT_INTEGER: Final = 15  # digits and sign that any JSON number holds
 _MOMENTS: Final = (Kind.TIME, Kind.TIMESTAMP, Kind.TIMESTAMPTZ)
 
 
@@ -275,19 +275,17 @@ def _number(value: Value) -> Value:
         return value
     if not number.is_finite():
         return str(value)
-    sign, digits, exponent = number.as_tuple()
-    assert isinstance(exponent, int)
-    text = "".join(map(str, digits)).lstrip("0")
-    stripped = text.rstrip("0")
-    return (
-        f"{'-' if sign and stripped else ''}{stripped or '0'}e{exponent + len(text) - len(stripped) if stripped else 0}"
-    )
+    text = format(number, "f")
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    if text == "-0":
+        return 0
+    return int(text) if "." not in text and len(text) <= _SHORT_INTEGER else text
 
 
 # --- the command --------------------------------------------------------------------------------------------------
 
 
-def verify(pipeline: Pipeline, names: Sequence[str], clock: Clock) -> Iterator[Comparison]:
+def verify(pipeline: Pipeline, names: Sequence[str], clock: Clock, pause_s: float) -> Iterator[Comparison]:
     """Compare tables, one after the other; all where none is named. Raises UpwellError."""
     mapping = build.mapping(pipeline)
     with ExitStack() as closing_up:
@@ -303,7 +301,7 @@ def verify(pipeline: Pipeline, names: Sequence[str], clock: Clock) -> Iterator[C
                 continue  # what existed before was never sent
             here = SourceRows(source, mapping, tables[name], destination.canonical(leaving[name]), clock)
             there = destination_rows(destination, leaving[name])
-            result = compare(name, here, there, lambda: clock.sleep(LOOK_AGAIN_AFTER_S))
+            result = compare(name, here, there, lambda: clock.sleep(pause_s))
             result.refused = here.refused
             yield result
 
