@@ -81,6 +81,13 @@ def test_the_lag_is_that_of_the_oldest_change_that_is_missing() -> None:
     assert 5 <= compare(lambda: tables(old, new), lambda: tables(old)).lag_s < 5 + time.time() - before + 1
 
 
+def test_a_row_that_changes_twice_meanwhile_is_no_lag() -> None:
+    forms = [tables(product(price=Decimal(price))) for price in (1, 2, 3)]
+    look = compare(sequence(forms[0], forms[2]), lambda: forms[1])
+    assert look.differing == 1
+    assert look.lag_s == 0
+
+
 class Scans:
     """Answers Scan with pages; knows no other table."""
 

@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from urllib.parse import urlsplit
@@ -14,7 +15,7 @@ WAIT_S = 10.0
 
 
 class Echo:
-    """A server that answers what it is told, twice."""
+    """A server that answers what it is told, twice, in two packets."""
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -36,9 +37,12 @@ class Echo:
     _closing = False
 
     def _answer(self, connection: socket.socket) -> None:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with connection, suppress(ConnectionError):
             while data := connection.recv(65_536):
-                connection.sendall(data * 2)
+                connection.sendall(data)
+                time.sleep(0.002)  # so that they are two packets
+                connection.sendall(data)
         self.ended.release()
 
     def close(self) -> None:
@@ -142,3 +146,13 @@ def test_closing_ends_what_is_open(echo: Echo) -> None:
         read(connection, 2)
         internet.close()
     assert echo.ended.acquire(timeout=WAIT_S)
+
+
+def test_small_answers_are_not_held_back(internet: Internet) -> None:
+    """Held back until an acknowledgement, the second packet of each answer would take 40 ms."""
+    with connect(internet) as connection:
+        began = time.monotonic()
+        for _ in range(100):
+            connection.sendall(b"x")
+            read(connection, 2)
+        assert time.monotonic() - began < 2.0

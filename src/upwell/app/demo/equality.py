@@ -73,7 +73,7 @@ def compare(read_source: Callable[[], Tables], read_target: Callable[[], Tables]
         tables[name] = TableEquality(len(after[name]), len(target[name]), len(missing))
         for key in missing:
             row = before[name].get(key)
-            if row is not None:
+            if row is not None and row == after[name].get(key):  # else it is in the middle of being changed
                 oldest = min(oldest, _changed_at(row))
     return Equality(tables, target, at - oldest)
 
