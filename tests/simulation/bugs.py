@@ -379,9 +379,9 @@ def sweep_despite_hole() -> Patch:
     """A resync that lost records still removes what it did not find."""
 
     def careless(original: Any) -> Any:
-        def mark(work: Any, state: Any, marker: Any, *, stale: bool) -> None:
+        def mark(work: Any, state: Any, marker: Any) -> None:
             state.resyncs.pop(applier.DAMAGED, None)
-            original(work, state, marker, stale=stale)
+            original(work, state, marker)
 
         return mark
 
@@ -415,13 +415,34 @@ def overtaken_snapshot_not_missed() -> Patch:
 
 
 @bug
-def stale_resync_ended() -> Patch:
-    """A publisher without the lease ends a resync whose rows its successor is still to send."""
+def earlier_term_applied() -> Patch:
+    """What a publisher without the lease sent is applied where its successor has been heard already."""
 
     def careless(original: Any) -> Any:
-        return lambda work, state, marker, stale: original(work, state, marker, stale=False)
+        def plan(records: Any, states: Any) -> Any:
+            work = original([], states)
+            for record in records:
+                state = work.states[record.lane]
+                term, state.term = state.term, min(state.term, record.term)
+                more = original([record], work.states)
+                more.states[record.lane].term = max(term, record.term)
+                work = _joined(work, more)
+            return work
 
-    return around(applier, "_mark", careless)
+        return plan
+
+    return around(applier, "plan", careless)
+
+
+def _joined(work: Any, more: Any) -> Any:
+    more.folds = [*work.folds, *more.folds]
+    for name in ("schemas", "noting", "opened"):
+        setattr(more, name, {**getattr(work, name), **getattr(more, name)})
+    more.closed = [*work.closed, *more.closed]
+    more.tables = work.tables | more.tables
+    more.losses = [*work.losses, *more.losses]
+    more.skipped += work.skipped
+    return more
 
 
 # --- no travel back in time, snapshots ----------------------------------------------------------------------------------

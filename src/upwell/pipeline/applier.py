@@ -43,7 +43,7 @@ class Applied:
     """What a batch did."""
 
     events: int = 0  # received
-    skipped: int = 0  # below the watermark: applied before
+    skipped: int = 0  # below the watermark, or of an earlier term: applied before, or to come again
     dead_letters: int = 0
     swept: int = 0  # rows that a resync removed
     holes: int = 0  # records in which a loss showed
@@ -103,12 +103,17 @@ def plan(records: Iterable[Record], states: dict[int, LaneState]) -> Plan:
     for record in records:
         state = result.states[record.lane]
         seen, now = (state.term, state.seq), (record.term, record.seq)
+        if record.term < state.term:
+            # By a publisher that has lost its lease. Its successor sends all of it again, all that may be missing
+            # before it included, unless it was acknowledged: then it was here before the successor's first record.
+            result.skipped += len(record.items)
+            continue
         hole = _count(state, record)
         if hole is not None:
             _lose(result, state, record, hole)
         for item in record.items:
             if isinstance(item, Marker):
-                _mark(result, state, item, stale=record.term < seen[0])
+                _mark(result, state, item)
             elif item.version < state.version:
                 result.skipped += 1
                 if now > seen and unpack_version(item.version)[2] == HIGHEST_ORDINAL:
@@ -145,13 +150,12 @@ def _take(result: Plan, state: LaneState, event: ReceivedEvent) -> None:
         result.noting.pop(address, None)
 
 
-def _mark(result: Plan, state: LaneState, marker: Marker, *, stale: bool) -> None:
-    """`stale`: by a publisher that has lost its lease; its successor ends the resync when all of it has been sent."""
+def _mark(result: Plan, state: LaneState, marker: Marker) -> None:
     table = marker.schema.table
     result.schemas[marker.schema.hash] = marker.schema
     result.tables.add(table)
     if marker.phase == "close":
-        if state.resyncs.get(table) == marker.resync > state.resyncs.get(DAMAGED, 0) and not stale:
+        if state.resyncs.get(table) == marker.resync > state.resyncs.get(DAMAGED, 0):
             result.closed.append(marker)
     elif marker.resync > state.resyncs.get(table, 0):
         # One that is not newer is a record that landed late. What is older than the resync is of the past from here
@@ -166,7 +170,7 @@ def _count(state: LaneState, record: Record) -> str | None:
     seen = (state.term, state.seq)
     now = (record.term, record.seq)
     if now <= seen:
-        return None  # sent again, or by a publisher that has lost its lease
+        return None  # sent again
     state.term, state.seq = now
     if record.term == seen[0]:
         missing = record.seq != seen[1] + 1
@@ -182,6 +186,7 @@ def _overtaken(record: Record) -> str:
     """A new record's snapshot rows are below the watermark, and nothing else will bring them.
 
     That can't be while publishers keep to their lease: a chunk is stamped with a commit that nobody has gone beyond.
+    One that does not may do it in a lane where its successor has sent nothing yet.
     """
     return f"A publisher without the lease went on: term {record.term}'s snapshot came too late in lane {record.lane}."
 
