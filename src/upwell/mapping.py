@@ -216,11 +216,12 @@ class Mapping:
 
 
 def _mapped_key(plan: _Plan, key: bytes) -> bytes:
-    return key if plan.key is None else orjson.dumps(plan.key(orjson.loads(key)))
+    # Copied, here and below: orjson makes its result in a buffer of pages, which each row would keep.
+    return key if plan.key is None else b"%b" % orjson.dumps(plan.key(orjson.loads(key)))
 
 
 def _mapped_row(plan: _Plan, row: bytes, values: list[Value]) -> bytes:
-    return orjson.dumps(plan.row(values)) if plan.row_changes else row
+    return b"%b" % orjson.dumps(plan.row(values)) if plan.row_changes else row
 
 
 # --- from a rule to a plan ----------------------------------------------------------------------------------------

@@ -114,7 +114,8 @@ def _stands(kind: Kind, column: Sequence[Stored]) -> bool:
 
 def _dumps(row: tuple[Any, ...], dumps: Callable[..., bytes] = orjson.dumps) -> bytes:
     # Refuses integers beyond 2**53 - 1 and text that is no UTF-8: the slow way knows what to do with them.
-    return dumps(row, None, orjson.OPT_STRICT_INTEGER)
+    # Copied: orjson makes its result in a buffer of pages, which a row would keep, and hand back one by one.
+    return b"%b" % dumps(row, None, orjson.OPT_STRICT_INTEGER)
 
 
 def known_key(values: Sequence[Stored]) -> str:
