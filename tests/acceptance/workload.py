@@ -101,6 +101,10 @@ class Workload:
     def close(self) -> None:
         self._connection.close()
 
+    def wait_for_standbys(self) -> None:
+        """From now on each commit waits until PostgreSQL's synchronous standby has it."""
+        self._connection.execute("SET synchronous_commit = on")
+
     def fill(self, rows: int, ledger_rows: int = 0) -> None:
         """That many rows in each table, as a database has before anybody thinks of publishing it."""
         self._connection.execute("BEGIN")
