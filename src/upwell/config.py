@@ -32,8 +32,6 @@ from upwell.settings import (
     SubscriberSettings,
 )
 
-DEFAULT_FILE: Final = "upwell.yaml"
-
 # Settings that the interface promises and this version does not have: place → the values, None for any.
 _LATER: Final[Mapping[FieldPath, tuple[str, ...] | None]] = {
     ("limits", "uplink"): None,

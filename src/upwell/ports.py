@@ -6,7 +6,7 @@ loops are the flow's (pipeline/delivery.py, pipeline/applier.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -272,15 +272,6 @@ class Target(Protocol):
         """Free connections; never raises."""
 
 
-@dataclass(slots=True)
-class ShardBatch:
-    """Records of one shard, in order; `sequence` is where to go on after the last of them."""
-
-    shard: str
-    records: list[bytes]
-    sequence: str | None  # None: the records end the shard (it was split or merged)
-
-
 class ShardCheckpoints(Protocol):
     """How far each shard has been applied. May lag what was applied, never lead it."""
 
@@ -289,7 +280,3 @@ class ShardCheckpoints(Protocol):
 
     def save(self, stream: str, shard: str, sequence: str | None) -> None:
         """Durable when it returns."""
-
-
-# How a port asks for something that may be cut short: returns True when the program was told to stop.
-Stopping = Callable[[], bool]

@@ -152,7 +152,7 @@ def test_status_is_seen_from_other_processes(state: SqliteState, path: Path) -> 
     other.release()
 
 
-def test_dead_letters_are_shown_dropped_and_replayed(state: SqliteState, path: Path) -> None:
+def test_dead_letters_are_shown_and_dropped(state: SqliteState, path: Path) -> None:
     state.acquire(NOW)
     state.add_dead_letters([replace(LETTER, key=f"[{n}]") for n in range(3)])
     other = SqliteState(str(path), "shop")
@@ -160,22 +160,16 @@ def test_dead_letters_are_shown_dropped_and_replayed(state: SqliteState, path: P
     assert other.dead_letter(two.id) == two == replace(LETTER, key="[1]", id=two.id)
     assert other.dead_letter(99) is None
     assert (other.drop_dead_letter(one.id), other.drop_dead_letter(one.id)) == (True, False)
-    assert (other.replay_dead_letter(two.id), other.replay_dead_letter(one.id)) == (True, False)
-    assert list(state.replays()) == [two]
-    state.finish_replay(two.id)
-    assert (list(state.replays()), list(other.dead_letters())) == ([], [three])
+    assert list(state.dead_letters()) == [two, three]
     other.release()
 
 
-def test_a_replay_that_is_refused_again_stays(state: SqliteState) -> None:
+def test_what_is_refused_again_is_one_letter_with_the_newest_reason(state: SqliteState) -> None:
     state.acquire(NOW)
     state.add_dead_letters([LETTER])
     (letter,) = state.dead_letters()
-    state.replay_dead_letter(letter.id)
     state.add_dead_letters([replace(LETTER, reason="still too large")])
-    state.finish_replay(letter.id)
     assert list(state.dead_letters()) == [replace(letter, reason="still too large")]
-    assert list(state.replays()) == []
 
 
 SAVER = textwrap.dedent(

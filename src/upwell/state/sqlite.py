@@ -37,7 +37,7 @@ _TABLES: Final = (
     "CREATE TABLE status (one INTEGER PRIMARY KEY CHECK (one = 1), body BLOB) STRICT",
     "CREATE TABLE request (id TEXT PRIMARY KEY, tbl TEXT, reason TEXT, n INTEGER) STRICT",
     "CREATE TABLE dead_letter (id INTEGER PRIMARY KEY AUTOINCREMENT, tbl TEXT, key TEXT, version TEXT, reason TEXT, "
-    "time TEXT, payload BLOB, replay INTEGER DEFAULT 0, UNIQUE (tbl, key, version)) STRICT",
+    "time TEXT, payload BLOB, UNIQUE (tbl, key, version)) STRICT",
 )
 _LETTER: Final = "SELECT id, tbl, key, version, reason, time, payload FROM dead_letter"
 
@@ -102,8 +102,7 @@ class SqliteState:
         with self._writing() as connection:
             connection.executemany(
                 "INSERT INTO dead_letter (tbl, key, version, reason, time, payload) VALUES (?, ?, ?, ?, ?, ?) "
-                # One that was replayed and refused again stays, and is no longer to be replayed.
-                "ON CONFLICT (tbl, key, version) DO UPDATE SET reason = excluded.reason, replay = 0",
+                "ON CONFLICT (tbl, key, version) DO UPDATE SET reason = excluded.reason",
                 rows,
             )
 
@@ -124,15 +123,6 @@ class SqliteState:
         """See `StateStore`."""
         with self._writing() as connection:
             connection.execute("REPLACE INTO status VALUES (1, ?)", (orjson.dumps(status),))
-
-    def replays(self) -> Sequence[DeadLetter]:
-        """The dead letters that a person wants to be sent again."""
-        return self._letters(f"{_LETTER} WHERE replay = 1 ORDER BY id")
-
-    def finish_replay(self, id_: int) -> None:
-        """The letter's event was sent again: forget it, unless it was refused and put aside once more meanwhile."""
-        with self._writing() as connection:
-            connection.execute("DELETE FROM dead_letter WHERE id = ? AND replay = 1", (id_,))
 
     def release(self) -> None:
         """See `StateStore`."""
@@ -176,11 +166,6 @@ class SqliteState:
         """Forget one; whether there was one."""
         with self._writing() as connection:
             return connection.execute("DELETE FROM dead_letter WHERE id = ?", (id_,)).rowcount > 0
-
-    def replay_dead_letter(self, id_: int) -> bool:
-        """Ask the publisher to send it again; whether there is one of that id."""
-        with self._writing() as connection:
-            return connection.execute("UPDATE dead_letter SET replay = 1 WHERE id = ?", (id_,)).rowcount > 0
 
     # --- the files ------------------------------------------------------------------------------------------------
 
