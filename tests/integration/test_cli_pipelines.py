@@ -208,6 +208,24 @@ def test_the_subscriber_needs_nothing_of_the_source(
     assert found.count("A part was not checked here") == 2
 
 
+def test_a_repair_that_the_target_asks_for_reaches_the_publisher_beside_it(
+    place: Place, databases: tuple[str, str], kinesis_endpoint: str
+) -> None:
+    _, target = through_kinesis(place, databases, kinesis_endpoint)
+    place.run("track")
+    once_through(place)
+    ((pipeline,),) = execute(target, "SELECT DISTINCT pipeline FROM upwell.watermark")
+    execute(target, f"INSERT INTO upwell.repair_request VALUES ('{pipeline}', 'r', 'public.users', 'a hole')")
+    execute(target, "DELETE FROM users WHERE id < 10")
+    assert "1 repairs asked for" in place.run("status").stdout
+    for _ in range(2):  # first the request is handed over, then what it brings is applied
+        place.run("subscribe", "--once")
+        place.run("publish", "--once")
+    place.run("subscribe", "--once")
+    place.run("verify")
+    assert "repairs asked for" not in place.run("status").stdout
+
+
 def test_plan_knows_the_types_on_both_sides(place: Place, databases: tuple[str, str], kinesis_endpoint: str) -> None:
     through_kinesis(place, databases, kinesis_endpoint)
     place.run("track")

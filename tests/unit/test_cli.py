@@ -18,6 +18,8 @@ import pytest
 import yaml
 
 from upwell.app import build, cli, logs
+from upwell.app.report import Rates
+from upwell.app.status import _publisher
 from upwell.config import load
 from upwell.errors import ConfigError, OperatorError, TransientError
 
@@ -302,6 +304,18 @@ def test_plan_shows_masks_names_and_filters(folder: Path, upwell: Any) -> None:
     assert "hmac mask" in text
 
 
+def test_a_pattern_names_columns_that_only_some_tables_have(folder: Path, upwell: Any) -> None:
+    with closing(sqlite3.connect("shop.db")) as shop:
+        shop.execute("CREATE TABLE units (id INTEGER PRIMARY KEY, secret TEXT)")
+    rule = '"u*": {exclude: [secret, paid], mask: {email: redact}}'
+    (folder / "upwell.yaml").write_text(CONFIG.replace("users: {}", rule))
+    plan = json.loads(upwell("plan", "--json").out)
+    assert {table["table"]: [column["column"] for column in table["columns"]] for table in plan} == {
+        "main.units": ["id"],
+        "main.users": ["id", "email", "country"],
+    }
+
+
 def test_resync_takes_names_as_a_person_writes_them(folder: Path, upwell: Any) -> None:
     (folder / "upwell.yaml").write_text(CONFIG.replace("stdout: {}", "stdout: {}"))
     upwell("track")
@@ -316,6 +330,17 @@ def test_resync_takes_names_as_a_person_writes_them(folder: Path, upwell: Any) -
     assert "Its tables are main.users." in unknown.err
     again = subprocess.run([*UPWELL, "publish", "--once"], capture_output=True, text=True, check=True)
     assert len(again.stdout.splitlines()) == 2
+
+
+def test_what_is_never_read_cannot_be_read_again(folder: Path, upwell: Any) -> None:
+    (folder / "upwell.yaml").write_text(CONFIG.replace("users: {}", "users: {snapshot: false}"))
+    upwell("track")
+    done = subprocess.run([*UPWELL, "publish", "--once"], capture_output=True, check=True)
+    assert done.stdout == b""
+    assert upwell("resync").out == ""
+    refused = upwell("resync", "users")
+    assert refused.code == 2
+    assert "UW-CL-017" in refused.err
 
 
 def test_doctor_tells_everything_in_json(folder: Path, upwell: Any) -> None:
@@ -413,6 +438,53 @@ def test_logs_and_results_never_mix(folder: Path, upwell: Any) -> None:
     )
     assert all(json.loads(line)["specversion"] == "1.0" for line in done.stdout.splitlines())
     assert all(json.loads(line)["level"] == "info" for line in done.stderr.splitlines())
+
+
+def test_status_of_a_running_publisher(folder: Path, upwell: Any) -> None:
+    (folder / "upwell.yaml").write_text(CONFIG)
+    upwell("track")
+    with (
+        subprocess.Popen([*UPWELL, "publish"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process,
+        closing(sqlite3.connect("shop.db")) as shop,
+    ):
+        deadline = time.monotonic() + DEADLINE_S
+        events = 0
+        while True:
+            shop.execute("UPDATE users SET paid = paid + 1")
+            shop.commit()
+            found = json.loads(upwell("status", "--json").out)
+            publisher, table = found["publisher"], found["tables"].get("main.users")
+            events = publisher["events"] if publisher else 0
+            if events > 4 and table["phase"] == "stream" and table["events_per_second"] > 0:
+                break
+            assert time.monotonic() < deadline, found
+            time.sleep(0.1)
+        assert publisher["running"]
+        assert publisher["lag_seconds"] < 5
+        assert (table["rows"], table["dead_letters"], table["last_error"]) == (2, 0, "")
+        assert upwell("status").out.startswith("pipeline shop: running, ")
+        process.kill()  # it can't say that it ends: that is seen by its silence
+    assert process.wait() == -signal.SIGKILL
+
+
+def test_a_publisher_that_is_silent_is_not_running() -> None:
+    status = {"at": "2026-01-31T10:00:00Z", "running": True, "lag_seconds": 1.0, "last_error": "", "tables": {}}
+    at = 1769853600.0
+    assert _publisher(status, [], at + 5)["publisher"]["running"]
+    silent = _publisher(status, [], at + 3600)["publisher"]
+    assert not silent["running"]
+    assert silent["lag_seconds"] == 3601  # and falls behind
+
+
+def test_rates_are_of_the_last_seconds() -> None:
+    rates = Rates()
+    assert rates.per_second("a") == 0
+    for second in range(61):
+        rates.note(float(second), {"a": second * 10 if second <= 40 else 400})
+    assert rates.per_second("a") == 0
+    rates.note(61.0, {"a": 510})
+    assert 9 <= rates.per_second("a") <= 11
+    assert rates.per_second("b") == 0
 
 
 # --- logs ---------------------------------------------------------------------------------------------------------

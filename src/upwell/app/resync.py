@@ -55,7 +55,15 @@ def resync(pipeline: Pipeline, names: Sequence[str], reason: str) -> list[str]:
     kept = build.state(pipeline)
     try:
         known = known_tables(pipeline, kept)
-        tables = chosen(names, known, pipeline.dialect) if names else known
+        sent = [table for table in known if _snapshot(pipeline, table)]
+        tables = chosen(names, known, pipeline.dialect) if names else sent
+        never = [table for table in tables if table not in sent]
+        if never:
+            raise ConfigError(
+                f"The existing rows of {', '.join(never)} are not sent, as `snapshot: false` says.",
+                code="UW-CL-017",
+                remedy="Set snapshot to true for them, start the publisher anew, then run this again.",
+            )
         if names:
             for table in tables:
                 kept.add_request(table, reason)
@@ -64,3 +72,8 @@ def resync(pipeline: Pipeline, names: Sequence[str], reason: str) -> list[str]:
         return tables
     finally:
         kept.release()
+
+
+def _snapshot(pipeline: Pipeline, table: str) -> bool:
+    rule = next((rule for rule in pipeline.rules if rule.matches(table, pipeline.dialect)), None)
+    return rule is None or rule.snapshot

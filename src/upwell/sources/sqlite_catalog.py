@@ -269,18 +269,18 @@ def _without_direction(term: str) -> str:
 
 
 def _chosen_columns(table: str, names: list[str], key: list[str], selection: TableSelection) -> set[str]:
-    """The selected columns; those of the key always are."""
+    """The selected columns; those of the key always are. A pattern may name columns that only some tables have."""
     real = {name.lower(): name for name in names}
     asked = (*(selection.columns or ()), *selection.exclude)
     for name in asked:
-        if name.lower() not in real:
+        if name.lower() not in real and not _has_wildcard(selection.pattern):
             raise OperatorError(
                 f"Table {table} has no column {name}, which the configuration names.",
                 code="UW-SL-017",
                 remedy=f"Its columns are: {', '.join(names)}.",
             )
-    chosen = set(names) if selection.columns is None else {real[name.lower()] for name in selection.columns}
-    return chosen - {real[name.lower()] for name in selection.exclude} | set(key)
+    chosen = set(names) if selection.columns is None else {real.get(name.lower(), "") for name in selection.columns}
+    return chosen - {real.get(name.lower(), "") for name in selection.exclude} | set(key)
 
 
 def _no_key(name: str) -> OperatorError:
