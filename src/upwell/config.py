@@ -55,7 +55,7 @@ class Pipeline:
     config: Config
     rules: tuple[TableRule, ...]  # in the order in which they are tried
     items: tuple[tuple[TableRule, DynamoDbItem], ...]  # for those rules that have one
-    left_out: tuple[str, ...] = ()  # why parts that were not needed are not there
+    left_out: tuple[Problem, ...] = ()  # why parts that the caller does not need are not there
 
     @property
     def name(self) -> str:
@@ -101,6 +101,14 @@ class Pipeline:
     def slot(self) -> str:
         """PostgreSQL's replication slot."""
         return self.source().slot or identifier(self.name)
+
+    def rule(self, table: str) -> TableRule | None:
+        """The rule for a table of the source: the first that matches it counts."""
+        return next((rule for rule in self.rules if rule.matches(table, self.dialect)), None)
+
+    def why_left_out(self, part: str) -> str | None:
+        """Why the file's part could not be read on this machine; None where it is there, or the file has none."""
+        return next((problem.text() for problem in self.left_out if problem.path[0] == part), None)
 
     def source(self) -> SourceSettings:
         """The source's settings. Raises ConfigError where there are none."""
@@ -169,7 +177,7 @@ def load(
         config=config,
         rules=tuple(rule for rule, _ in rules),
         items=tuple((rule, item) for rule, item in rules if item is not None),
-        left_out=tuple(f"{field_name(p.path)}: {p.sentence}" for p in document.problems),
+        left_out=tuple(document.problems),
     )
 
 

@@ -35,6 +35,11 @@ class Problem(NamedTuple):
     path: FieldPath
     sentence: str  # lower case, follows the field's name
 
+    def text(self) -> str:
+        """`field: sentence`."""
+        name = field_name(self.path)
+        return f"{name}: {self.sentence}" if name else self.sentence
+
 
 @dataclass
 class Document:
@@ -63,9 +68,7 @@ class Document:
         return ConfigError("\n".join(shown), code=ordered[0].code)
 
     def _text(self, problem: Problem) -> str:
-        where = f"{self.name}:{self.line(problem.path)}"
-        name = field_name(problem.path)
-        return f"{where}: {name}: {problem.sentence}" if name else f"{where}: {problem.sentence}"
+        return f"{self.name}:{self.line(problem.path)}: {problem.text()}"
 
 
 def field_name(path: Sequence[str | int]) -> str:

@@ -249,7 +249,7 @@ def test_init_of_postgresql_grants_the_least_and_keeps_the_password_out(
         assert password not in text
     assert "GRANT SELECT ON TABLE" in texts["grants.sql"]
     assert "kinesis.eu-west-1.amazonaws.com, 443" in texts["firewall.txt"]
-    assert "public.nokey is left out" in texts["upwell.yaml"]
+    assert "# left out: public.nokey has no primary key." in texts["upwell.yaml"]
     refused = place.run("doctor", "--json", code=None, UPWELL_SOURCE_PASSWORD="").stdout
     assert json.loads(refused)
     found = json.loads(place.run("doctor", "--json", code=3, UPWELL_SOURCE_PASSWORD=password).stdout)

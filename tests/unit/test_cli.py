@@ -278,7 +278,7 @@ def test_init_writes_what_load_reads(
     pipeline = load(folder / "upwell.yaml", os.environ)
     assert [str(rule.pattern) for rule in pipeline.rules] == ["main.users"]
     text = (folder / "upwell.yaml").read_text()
-    assert "# main.notes is left out: Table notes has no primary key" in text
+    assert "# left out: Table notes has no primary key" in text
     assert "443" in (folder / "firewall.txt").read_text() or to is None
 
 

@@ -191,10 +191,10 @@ def dynamodb_sink(pipeline: Pipeline, clock: Clock, tables: Sequence[TableSchema
 
 
 def _templates(pipeline: Pipeline, tables: Sequence[TableSchema]) -> dict[str, KeyTemplates]:
-    """source table → its key templates. The first rule that matches a table counts."""
+    """source table → its key templates."""
     found = {}
     for table in tables:
-        rule = next((rule for rule in pipeline.rules if rule.matches(table.table, table.dialect)), None)
+        rule = pipeline.rule(table.table)
         for owner, item in pipeline.items:
             if owner is rule:
                 found[table.table] = KeyTemplates(item.table, item.partition_key, item.sort_key)

@@ -363,6 +363,8 @@ def list_letters(file: Path, as_json: bool) -> None:
 
     with box(loaded(file, [])) as letters:
         found = letters.all()
+        if letters.unread is not None:
+            click.echo(letters.unread, err=True)
     if as_json:
         fields = ("table", "key", "version", "reason", "time")
         click.echo(as_json_text([{"id": n} | {f: getattr(letter, f) for f in fields} for n, letter in found]))

@@ -62,10 +62,11 @@ class _OfTarget:
 
 
 class Box:
-    """The dead letters of a pipeline, on both sides."""
+    """The dead letters of a pipeline, on both sides. `unread` says why the target's can't be read from here."""
 
-    def __init__(self, sides: dict[str, Letters]) -> None:
+    def __init__(self, sides: dict[str, Letters], unread: str | None) -> None:
         self._sides = sides
+        self.unread = None if unread is None else f"The target's dead letters can't be read from here, {unread}."
 
     def all(self) -> list[tuple[str, DeadLetter]]:
         """(id, letter), the publisher's first, the oldest first."""
@@ -87,6 +88,8 @@ class Box:
 
     def _found(self, name: str) -> tuple[Letters, int]:
         side, _, number = name.partition("-")
+        if side == "s" and self.unread is not None:
+            raise ConfigError(self.unread, code="UW-CF-012")
         if side not in self._sides or not number.isdecimal():
             raise _unknown(name)
         return self._sides[side], int(number)
@@ -102,12 +105,12 @@ def _unknown(name: str) -> ConfigError:
 def box(pipeline: Pipeline) -> Iterator[Box]:
     """The dead letters that this configuration reaches. Raises UpwellError."""
     sides: dict[str, Any] = {}
-    if pipeline.config.source is not None:
+    if pipeline.config.source is not None or pipeline.why_left_out("source"):
         sides["p"] = _OfPublisher(pipeline)
     if pipeline.config.subscriber is not None:
         sides["s"] = _OfTarget(pipeline)
     try:
-        yield Box(sides)
+        yield Box(sides, pipeline.why_left_out("subscriber"))
     finally:
         for side in sides.values():
             side.close()

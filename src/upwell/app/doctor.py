@@ -30,8 +30,9 @@ _INCOMPLETE_ROWS: Final = "UW-PG-047"
 def findings(pipeline: Pipeline) -> Iterator[Finding]:
     """All of them, good and bad; never only the first. Changes nothing outside."""
     yield Finding("pass", "UW-CL-007", f"The configuration {pipeline.file} is valid.")
-    for why in pipeline.left_out:
-        yield Finding("warn", "UW-CL-007", f"A part was not checked here: {why}.", "Set it, if this machine needs it.")
+    for problem in pipeline.left_out:
+        sentence = f"A part was not checked here: {problem.text()}."
+        yield Finding("warn", "UW-CL-007", sentence, "Set it, if this machine needs it.")
     config = pipeline.config
     schemas: list[TableSchema] = []
     if config.source is not None:
@@ -49,8 +50,8 @@ def show_findings(found: Iterable[Finding], *, as_json: bool) -> set[str]:
     shown = list(found) if as_json else []
     if as_json:
         click.echo(orjson.dumps([asdict(finding) for finding in shown], option=orjson.OPT_INDENT_2))
-        return {finding.level for finding in shown}
-    levels = set()
+        return {str(finding.level) for finding in shown}
+    levels: set[str] = set()
     for finding in found:
         levels.add(finding.level)
         click.secho(f"{finding.level}  ", fg=_COLOURS[finding.level], nl=False)
@@ -95,7 +96,7 @@ def _source(pipeline: Pipeline, schemas: list[TableSchema]) -> Iterator[Finding]
 def _filtered(pipeline: Pipeline, tables: Sequence[TableSchema], found: Sequence[Finding]) -> Iterator[Finding]:
     incomplete = [finding.sentence for finding in found if finding.code == _INCOMPLETE_ROWS]
     for table in tables:
-        rule = next((rule for rule in pipeline.rules if rule.matches(table.table, table.dialect)), None)
+        rule = pipeline.rule(table.table)
         if rule is None or rule.where is None:
             continue
         if any(sentence.startswith(f"{table.table}:") for sentence in incomplete):

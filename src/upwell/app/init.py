@@ -136,7 +136,7 @@ def _table_lines(tables: Sequence[Inspected]) -> Iterator[str]:
         yield f"  {_quoted(str(table.name))}: {{}}{rows}"
     for table in tables:
         if table.schema is None:
-            yield f"  # {table.name} is left out: {' '.join(table.problem.split())}"
+            yield f"  # left out: {' '.join(table.problem.split())}"
 
 
 def _quoted(text: str) -> str:

@@ -75,5 +75,5 @@ def resync(pipeline: Pipeline, names: Sequence[str], reason: str) -> list[str]:
 
 
 def _snapshot(pipeline: Pipeline, table: str) -> bool:
-    rule = next((rule for rule in pipeline.rules if rule.matches(table, pipeline.dialect)), None)
+    rule = pipeline.rule(table)
     return rule is None or rule.snapshot

@@ -27,7 +27,8 @@ HEADERS: Final = ("TABLE", "PHASE", "LAG", "RUNWAY", "SNAPSHOT", "LEFT", "EVENTS
 def gather(pipeline: Pipeline, now: float) -> dict[str, Any]:
     """All that is known, as `upwell status --json` prints it; docs/operations.md describes it."""
     found: dict[str, Any] = {"pipeline": pipeline.name, "publisher": None, "tables": {}}
-    if pipeline.config.source is not None:
+    # The state file can be read without the source's password.
+    if pipeline.config.source is not None or pipeline.why_left_out("source"):
         kept = build.state(pipeline)
         try:
             found |= _publisher(kept.status(), kept.dead_letters(), now)
@@ -35,6 +36,8 @@ def gather(pipeline: Pipeline, now: float) -> dict[str, Any]:
             kept.release()
     if pipeline.config.subscriber is not None:
         found["subscriber"] = _subscriber(pipeline)
+    elif why := pipeline.why_left_out("subscriber"):
+        found["subscriber"] = {"error": f"it can't be asked from here, {why}"}
     return found
 
 
