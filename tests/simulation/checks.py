@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import orjson
@@ -46,10 +46,10 @@ class Checks:
         self.state: SimState | None = None
         self.happened: set[str] = set()  # what may be the cause of a resync
         self.exact = True  # False once changes were lost: a partial event may then meet a row that is too old
-        # True once a publisher began a new epoch while another one, against all locks, still reads and sends what the
-        # first will send again: whatever that one delivers meanwhile is repeated.
-        self.unordered = False
-        self.alone: Callable[[], bool] = lambda: True  # whether there is one publisher
+        # Against all locks, a publisher reads on that has a successor. Where that one then begins a new epoch, it sends
+        # what the first delivered once more, as news: readers see rows go back for a moment.
+        self.overlap = False
+        self._unordered = False
         self._epoch_sent = 0
         self._at: dict[Address, int] = {}  # where in its history a reader of the target last saw a row
         self._incarnations: dict[int, int] = {}  # epoch → the database's incarnation
@@ -70,7 +70,7 @@ class Checks:
         history = self.database.history.get(address, [None])
         if address in self.database.poisoned and row is None:
             return
-        for place in range(0 if self.unordered else self._at.get(address, 0), len(history)):
+        for place in range(0 if self._unordered else self._at.get(address, 0), len(history)):
             if self._same(address, row, history[place]):
                 self._at[address] = place
                 return
@@ -145,7 +145,7 @@ class Checks:
             raise Violation(f"epoch {after.epoch} is saved after {self._epoch_sent} was sent")
         if before is not None and after.epoch > before.epoch:
             self._check_causes(before, after)
-            self.unordered = self.unordered or not self.alone()
+            self._unordered = self._unordered or self.overlap
         if after.position is not None:
             self._check_durable(after.position)
 

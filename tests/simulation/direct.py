@@ -9,7 +9,7 @@ import orjson
 
 from tests.simulation.dice import Dice
 from tests.simulation.source import REFUSED, Row
-from tests.simulation.stream import Late, rejection, too_large
+from tests.simulation.stream import LateRequests, rejection, too_large
 from upwell.errors import TransientError
 from upwell.model import DELETE, ChangeEvent, LaneItem, Rejection, TableSchema, Value, Version
 from upwell.ports import Parcel
@@ -79,7 +79,7 @@ class DirectSink:
     parcels_max = 3
     call_bytes_max = 4_000
 
-    def __init__(self, items: Items, dice: Dice, checks: object, late: list[Late]) -> None:
+    def __init__(self, items: Items, dice: Dice, checks: object, late: LateRequests) -> None:
         self._items = items
         self._dice = dice
         self._checks = checks
@@ -123,7 +123,7 @@ class DirectSink:
                 left.append(event)
             elif self._dice.hit("call.late"):
                 left.append(event)
-                self._late.append(lambda event=event: self._write(event))
+                self._late.add(lambda event=event: self._write(event))
             elif event.row is not None and REFUSED.encode() in event.row:
                 parcel.rejected.append(Rejection(event.schema.table, event.key.decode(), "it is refused", event))
             else:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.simulation.dice import Dice
+from tests.simulation.dice import Dice, SimClock
 from tests.simulation.source import TOO_LARGE
 from upwell.envelope import pack_record
 from upwell.errors import TransientError
@@ -14,8 +14,33 @@ from upwell.lanes import explicit_hash_key
 from upwell.model import ChangeEvent, LaneItem, Rejection, TableSchema, Version
 from upwell.ports import Parcel
 
+LATE_S = 30.0
 # A write that the service may still carry out.
 Late = Callable[[], None]
+
+
+class LateRequests:
+    """Requests that were given up, and will be carried out within LATE_S."""
+
+    def __init__(self, clock: SimClock) -> None:
+        self._clock = clock
+        self._waiting: list[tuple[float, Late]] = []
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, late: Late) -> None:
+        """Carry it out some time from now."""
+        self._waiting.append((self._clock.time + LATE_S, late))
+
+    def land(self, number: int) -> None:
+        """Carry out one of them."""
+        self._waiting.pop(number)[1]()
+
+    def land_overdue(self) -> None:
+        """Carry out what has waited for too long."""
+        while self._waiting and self._waiting[0][0] < self._clock.time:
+            self.land(0)
 
 
 @dataclass
@@ -77,7 +102,7 @@ class StreamSink:
     parcels_max = 3
     call_bytes_max = 4_000
 
-    def __init__(self, stream: Stream, dice: Dice, checks: Any, late: list[Late]) -> None:
+    def __init__(self, stream: Stream, dice: Dice, checks: Any, late: LateRequests) -> None:
         self._stream = stream
         self._dice = dice
         self._checks = checks
@@ -108,12 +133,13 @@ class StreamSink:
         if dice.hit("call.refused"):
             raise TransientError("The stream is away.")
         if dice.hit("call.late"):
-            self._late.extend(self._landing(parcel) for parcel in parcels)
+            for parcel in parcels:
+                self._late.add(self._landing(parcel))
             raise TransientError("No answer in time.")
         if dice.hit("call.half"):
             for parcel in parcels:
                 land = self._landing(parcel)
-                dice.rng.choice((land, lambda land=land: self._late.append(land), lambda: None))()
+                dice.rng.choice((land, lambda land=land: self._late.add(land), lambda: None))()
             raise TransientError("The connection broke.")
         answers = [self._send_one(parcel) for parcel in parcels]
         if dice.hit("call.answer_lost"):

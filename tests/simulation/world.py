@@ -21,7 +21,7 @@ from tests.simulation.dice import Dice, SimClock
 from tests.simulation.direct import DirectSink, Items
 from tests.simulation.source import Database, Row, SimSource, poison
 from tests.simulation.state import SimControl, SimState
-from tests.simulation.stream import Late, Shard, Stream, StreamSink
+from tests.simulation.stream import LateRequests, Shard, Stream, StreamSink
 from tests.simulation.target import SimTarget
 from upwell.errors import LeaseLost, TransientError, UpwellError
 from upwell.mapping import Mapping
@@ -77,13 +77,12 @@ class World:
         self.database = Database(dice, TABLES, self.ids)
         self.checks = checks = Checks(self.database)
         self.state = checks.state = SimState(dice, checks.saving)
-        checks.alone = lambda: len(self.processes) < 2
         self.control = SimControl(dice)
         self.stream = Stream(self.lanes)
         self.items = Items(checks.seen)
         self.target = SimTarget(dice, checks.seen)
         self.applier = Applier(PIPELINE, self.target, self.clock)
-        self.late: list[Late] = []
+        self.late = LateRequests(self.clock)
         self.background: list[tuple[Process, Callable[[], Any], Future[Any]]] = []
         self.processes: list[Process] = []
         self.readers = [Reader(f"subscriber {n}") for n in range(rng.choice((1, 1, 2)))]
@@ -140,6 +139,7 @@ class World:
     def moment(self) -> None:
         """Somebody does something."""
         self.clock.time += self.rng.random() * self.rng.choice((0.02, 0.1, 0.5))
+        self.late.land_overdue()
         actor = self.rng.choices(
             (self.write, self.publish, self.send, self.land, self.work, self.subscribe, self.relay, self.trouble),
             (4, 5, 5, 1, 1, 0 if self.direct else self.diligence, 0.5, 0 if self.dice.calm else 1),
@@ -218,7 +218,10 @@ class World:
             if not process.open:
                 process.publisher.open()
                 process.open = True
+                self.checks.overlap = False
                 self.note(process.name, "is open")
+            if process is not self.processes[-1] and self.processes[-1].open:
+                self.checks.overlap = True
             process.publisher.step()
             self._check_memory(process)
 
@@ -268,7 +271,7 @@ class World:
             self.processes.remove(process)
         for parcels in process.calls:
             if self.rng.random() < 0.7:
-                self.late.append(lambda parcels=parcels: self._abandoned(process, parcels))
+                self.late.add(lambda parcels=parcels: self._abandoned(process, parcels))
 
     def _abandoned(self, process: Process, parcels: list[Parcel]) -> None:
         sendable = [parcel for parcel in parcels if parcel.body is not None]
@@ -318,7 +321,7 @@ class World:
     def land(self) -> None:
         """A request that was given up is carried out."""
         if self.late:
-            self.late.pop(self.rng.randrange(len(self.late)))()
+            self.late.land(self.rng.randrange(len(self.late)))
             self.note("something landed late")
 
     def _in_background(self, process: Process, work: Callable[[], Any]) -> Future[Any]:

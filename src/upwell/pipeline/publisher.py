@@ -45,6 +45,9 @@ from upwell.ports import Clock, ControlChannel, Request, Sink, Source, StateStor
 REQUESTS_EVERY_S = 1.0
 REPAIRS_EVERY_S = 10.0
 SWEEP_AGAIN_S = 5.0
+# How long a request that a publisher before this one left behind may take to be carried out. Where its event is lost
+# to the source it is not sent again, and a sweep that came before it would not find what it writes.
+SWEEP_AFTER_START_S = 60.0
 # While something is under way, a read of the source may not keep its acknowledgement waiting for longer.
 READ_WAIT_BUSY_S = 0.02
 
@@ -118,6 +121,7 @@ class Publisher:
     def open(self) -> None:
         """Take the lease, the checkpoint and the source's position; a gap found here begins a resync."""
         now = self._clock.now()
+        self._opened_at = self._clock.monotonic()
         self._lease = self._state.acquire(now)
         saved = self._state.load() or Checkpoint(epoch=next_epoch(0, now), term=0)
         self._sources = {schema.table: schema for schema in self._source.tables()}
@@ -133,6 +137,8 @@ class Publisher:
             rng=self._rng,
         )
         self._adopt(self._sources.values())
+        if any(table.phase != TablePhase.STREAM for table in saved.tables.values()):
+            self._sweep_at = self._opened_at + SWEEP_AFTER_START_S
         self._start()
         self._predecessor = self._source.head()
 
@@ -191,6 +197,7 @@ class Publisher:
     def _position_lost(self, lost: PositionLost) -> None:
         """A gap: the tables concerned are resynced, the others go on where they were."""
         self._started = False
+        self._sweep_at = max(self._sweep_at, self._opened_at + SWEEP_AFTER_START_S)
         if self._settings.on_gap == "halt" and not self._state.requests():
             raise OperatorError(
                 f"{lost.message} Publishing is halted, as `source.on_gap: halt` says.",
