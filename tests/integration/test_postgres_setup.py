@@ -18,7 +18,7 @@ from upwell.errors import ConfigError, OperatorError, UpwellError
 from upwell.model import Finding, TableName, TableSelection
 from upwell.sources.postgres import PostgresSource
 from upwell.sources.postgres_catalog import Catalog
-from upwell.sources.postgres_setup import findings, grants_sql, inspect, track, track_sql
+from upwell.sources.postgres_setup import findings, grants_sql, inspect, track, track_sql, untrack, untrack_sql
 
 
 @pytest.fixture
@@ -80,6 +80,50 @@ def test_track_by_somebody_who_may_not(shop: Shop, postgres_cluster: PostgresSer
 def test_track_of_a_table_that_is_not_there(shop: Shop) -> None:
     with pytest.raises(OperatorError, match=r"no table public\.gone"):
         shop.track("public.gone")
+
+
+def undo(shop: Shop, url: str = "") -> list[str]:
+    return untrack(url or shop.url, slot=shop.slot, publication="upwell")
+
+
+def left_over(shop: Shop) -> tuple[int, int]:
+    """(slots, publications)"""
+    slots = shop.value(f"SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{shop.slot}'")
+    return slots, shop.value("SELECT count(*) FROM pg_publication")
+
+
+def test_undo_removes_slot_and_publication(shop: Shop) -> None:
+    shop.track("t")
+    said = untrack_sql(shop.url, slot=shop.slot, publication="upwell")
+    assert left_over(shop) == (1, 1)
+    assert undo(shop) == said == [f"SELECT pg_drop_replication_slot('{shop.slot}');", 'DROP PUBLICATION "upwell";']
+    assert left_over(shop) == (0, 0)
+    assert undo(shop) == []
+
+
+def test_undo_leaves_a_slot_that_is_read(shop: Shop) -> None:
+    source = shop.start("t")
+    for attempt in (undo, lambda shop: untrack_sql(shop.url, slot=shop.slot, publication="upwell")):
+        with pytest.raises(OperatorError, match="is being read") as refused:
+            attempt(shop)
+        assert (refused.value.code, "publisher" in refused.value.remedy) == ("UW-PG-039", True)
+    assert left_over(shop) == (1, 1)
+    source.close()
+
+
+def test_undo_leaves_a_slot_that_is_somebody_elses(shop: Shop) -> None:
+    shop.execute("CREATE PUBLICATION upwell")
+    shop.value(f"SELECT pg_create_logical_replication_slot('{shop.slot}', 'test_decoding')")
+    with pytest.raises(OperatorError, match="belongs to something else"):
+        undo(shop)
+    assert left_over(shop) == (1, 1)
+
+
+def test_undo_by_somebody_who_may_not(shop: Shop) -> None:
+    shop.track("t")
+    with role(shop, "clerk_of_less", "LOGIN REPLICATION") as url, pytest.raises(OperatorError) as refused:
+        undo(shop, url)
+    assert "upwell track --undo --dry-run" in refused.value.remedy
 
 
 # --- inspect and grants

@@ -260,6 +260,44 @@ def test_a_dry_run_of_track_can_be_pasted(folder: Path, upwell: Any) -> None:
     assert upwell("track", "--dry-run").out == ""
 
 
+def test_undo_leaves_the_database_as_it_was(folder: Path, upwell: Any) -> None:
+    def schema() -> list[tuple[str]]:
+        with closing(sqlite3.connect("shop.db")) as shop:
+            # SQLite's own table of AUTOINCREMENT can't be dropped.
+            return shop.execute("SELECT sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'").fetchall()
+
+    (folder / "upwell.yaml").write_text(CONFIG)
+    before = schema()
+    upwell("track")
+    subprocess.run([*UPWELL, "publish", "--once"], stdout=subprocess.DEVNULL, check=True)
+    tracked = schema()
+    planned = upwell("track", "--undo", "--dry-run").out
+    assert schema() == tracked != before
+    assert upwell("track", "--undo").out == planned
+    assert "DROP TABLE _upwell_log;" in planned.splitlines()
+    assert schema() == before
+    assert upwell("track", "--undo").out == ""
+    upwell("track")
+    again = subprocess.run([*UPWELL, "publish", "--once"], capture_output=True, text=True, check=True)
+    assert len(again.stdout.splitlines()) == 2, "what happened meanwhile went unseen, so the table is read again"
+
+
+def test_nothing_is_undone_beneath_a_running_publisher(folder: Path, upwell: Any) -> None:
+    (folder / "upwell.yaml").write_text(CONFIG)
+    upwell("track")
+    with subprocess.Popen(
+        [*UPWELL, "publish"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        awaited(process, "publishing shop")
+        awaited(process, "events read")
+        refused = upwell("track", "--undo")
+        process.terminate()
+        assert process.wait(DEADLINE_S) == 0
+    assert (refused.code, refused.out) == (3, "")
+    assert "UW-CL-018" in refused.err
+    assert "DROP TRIGGER" in upwell("track", "--undo").out
+
+
 @pytest.mark.parametrize(
     ("url", "to", "expected"),
     [

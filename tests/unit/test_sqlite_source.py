@@ -93,6 +93,7 @@ def test_tracking_is_shown_before_it_is_done_and_undone(shop: Shop) -> None:
     assert untrack(shop.path) == planned
     names = [name for (name,) in shop.writer.execute("SELECT name FROM sqlite_master")]
     assert [name for name in names if name.startswith("_upwell")] == []
+    assert untrack(shop.path) == untrack_sql(shop.path) == []
     shop.run("INSERT INTO item VALUES (2, 'b', 2)")
 
 

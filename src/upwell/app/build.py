@@ -52,6 +52,8 @@ class SourceParts:
     findings: Callable[[], list[Finding]]
     track: Callable[[], list[str]]  # what was executed
     track_sql: Callable[[], list[str]]  # what would be
+    untrack: Callable[[], list[str]]
+    untrack_sql: Callable[[], list[str]]
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ def _postgres(pipeline: Pipeline) -> SourceParts:
         findings=lambda: postgres_setup.findings(url, tables=tables, slot=slot, publication=publication),
         track=lambda: postgres_setup.track(url, tables=tables, slot=slot, publication=publication),
         track_sql=lambda: postgres_setup.track_sql(url, tables=tables, slot=slot, publication=publication),
+        untrack=lambda: postgres_setup.untrack(url, slot=slot, publication=publication),
+        untrack_sql=lambda: postgres_setup.untrack_sql(url, slot=slot, publication=publication),
     )
 
 
@@ -83,6 +87,8 @@ def _sqlite(pipeline: Pipeline) -> SourceParts:
         findings=lambda: sqlite_setup.findings(path, tables),
         track=lambda: sqlite_setup.track(path, tables),
         track_sql=lambda: sqlite_setup.track_sql(path, tables),
+        untrack=lambda: sqlite_setup.untrack(path),
+        untrack_sql=lambda: sqlite_setup.untrack_sql(path),
     )
 
 

@@ -119,19 +119,20 @@ def upwell() -> None:
 @upwell.command()
 @options
 @click.option("--dry-run", is_flag=True, help="Print the SQL, and execute nothing.")
-def track(file: Path, dry_run: bool) -> None:
+@click.option("--undo", is_flag=True, help="Remove all of it again; the publisher must be stopped.")
+def track(file: Path, dry_run: bool, undo: bool) -> None:
     """Let the source database log what changes.
 
     PostgreSQL: a publication and a replication slot. SQLite: triggers and a table for the log. Only what is missing
-    is done, so the command may be repeated; it prints what it executed.
+    is done, so the command may be repeated; it prints what it executed. Undo it when nobody is to publish any more: a
+    slot that is never read makes the server keep its log.
 
     \b
     Example:  upwell track --dry-run > track.sql
     """
-    from upwell.app import build
+    from upwell.app.track import track as run_it
 
-    parts = build.source_parts(loaded(file, ["source"]))
-    for statement in parts.track_sql() if dry_run else parts.track():
+    for statement in run_it(loaded(file, ["source"]), undo=undo, dry_run=dry_run):
         click.echo(statement if ";" in statement[-1:] or "; --" in statement else f"{statement};")
 
 

@@ -164,4 +164,9 @@ def create_slot_sql(name: str, server_version: int) -> str:
 
 def drop_slot(sql: psycopg.Connection[tuple[Any, ...]], slot: Slot) -> None:
     """A slot of ours that is of no use any more."""
-    sql.execute("SELECT pg_drop_replication_slot(%s)", [slot.name])
+    sql.execute(drop_slot_sql(slot.name).encode())
+
+
+def drop_slot_sql(name: str) -> str:
+    """The statement."""
+    return f"SELECT pg_drop_replication_slot({quote_literal(name)})"

@@ -1,9 +1,9 @@
-"""For the command line: what `track` does, what `init` finds, which rights are needed, what `doctor` says."""
+"""For the command line: what `track` does and undoes, what `init` finds, what must be granted, what `doctor` says."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +19,7 @@ from upwell.sources.postgres_requirements import (
     create_publication_sql,
     create_slot,
     create_slot_sql,
+    drop_slot_sql,
     find_slot,
 )
 from upwell.sources.postgres_session import (
@@ -90,17 +91,53 @@ def track(url: str, *, tables: Sequence[TableSelection], slot: str, publication:
         check_named_tables(catalog)
         for table in catalog.selected():
             check_table(table, publication, explicit=False, server_version=catalog.server_version)
-        try:
-            with translated(url):
-                for statement in statements:
-                    if "pg_create_logical_replication_slot" in statement:
-                        create_slot(sql, slot)
-                    else:
-                        sql.execute(statement.encode())
-        except OperatorError as error:
-            remedy = "Execute what `upwell track --dry-run` prints as the owner of the tables or as a superuser."
-            raise OperatorError(error.message, code=error.code, remedy=remedy) from error
+        with _or_by_the_owner(url, "upwell track --dry-run"):
+            for statement in statements:
+                if "pg_create_logical_replication_slot" in statement:
+                    create_slot(sql, slot)
+                else:
+                    sql.execute(statement.encode())
     return statements
+
+
+def untrack_sql(url: str, *, slot: str, publication: str) -> list[str]:
+    """The statements that `untrack` would execute; none where nothing is left. Raises UpwellError."""
+    with closing(connect(url)) as sql, translated(url):
+        found = find_slot(sql, slot)
+        if found is not None and found.active_pid is not None:
+            raise OperatorError(
+                f"The replication slot {slot} is being read (process {found.active_pid}).",
+                code="UW-PG-039",
+                remedy="Stop the publisher, then run this again.",
+            )
+        # The slot first: what it still holds can't be read without its publication.
+        statements = [] if found is None else [f"{drop_slot_sql(slot)};"]
+        if sql.execute("SELECT 1 FROM pg_publication WHERE pubname = %s", [publication]).fetchone():
+            statements.append(f"DROP PUBLICATION {quote_ident(publication)};")
+        return statements
+
+
+def untrack(url: str, *, slot: str, publication: str) -> list[str]:
+    """Remove the slot and the publication; returns what was executed.
+
+    Raises OperatorError where the slot is being read or belongs to something else, or where we may not.
+    """
+    statements = untrack_sql(url, slot=slot, publication=publication)
+    with closing(connect(url)) as sql, _or_by_the_owner(url, "upwell track --undo --dry-run"):
+        for statement in statements:
+            sql.execute(statement.encode())
+    return statements
+
+
+@contextmanager
+def _or_by_the_owner(url: str, command: str) -> Iterator[None]:
+    """What we may not do ourselves, somebody else can do who gets the command's output."""
+    try:
+        with translated(url):
+            yield
+    except OperatorError as error:
+        remedy = f"Execute what `{command}` prints as the owner of the tables or as a superuser."
+        raise OperatorError(error.message, code=error.code, remedy=remedy) from error
 
 
 def _publication_sql(sql: psycopg.Connection[tuple[Any, ...]], catalog: Catalog, publication: str) -> Iterator[str]:

@@ -40,30 +40,26 @@ def track(path: str, tables: Sequence[TableSelection]) -> list[str]:
 
     May be repeated: only what is missing is done. Triggers that had to be made anew cause a resync of their table.
     """
-    with _connection(path) as connection:
-        connection.execute("BEGIN IMMEDIATE")
-        statements = track_statements(connection, _usable(connection, tables))
-        for statement in statements:
-            connection.execute(statement)
-        connection.execute("COMMIT")
-        return statements
+    with _transaction(path) as connection:
+        return _executed(connection, track_statements(connection, _usable(connection, tables)))
 
 
 def untrack_sql(path: str) -> list[str]:
-    """The statements that remove everything of upwell's from the database. Raises UpwellError."""
+    """The statements that `untrack` would run, in order; none where nothing is left. Raises UpwellError."""
     with _connection(path) as connection:
         return untrack_statements(connection)
 
 
 def untrack(path: str) -> list[str]:
     """Remove everything of upwell's from the database; returns what it ran. Raises UpwellError."""
-    with _connection(path) as connection:
-        connection.execute("BEGIN IMMEDIATE")
-        statements = untrack_statements(connection)
-        for statement in statements:
-            connection.execute(statement)
-        connection.execute("COMMIT")
-        return statements
+    with _transaction(path) as connection:
+        return _executed(connection, untrack_statements(connection))
+
+
+def _executed(connection: sqlite3.Connection, statements: list[str]) -> list[str]:
+    for statement in statements:
+        connection.execute(statement)
+    return statements
 
 
 def inspect(path: str) -> list[Inspected]:
@@ -153,7 +149,7 @@ def _log_size(connection: sqlite3.Connection) -> Finding:
     if entries <= LOG_ENTRIES_WARN:
         return Finding("pass", "UW-SL-016", f"The change log holds {entries} entries.")
     sentence = f"The change log holds {entries} entries, which nobody has confirmed: it grows until a publisher runs."
-    return Finding("warn", "UW-SL-016", sentence, "Run `upwell publish`, or drop what is named _upwell_…")
+    return Finding("warn", "UW-SL-016", sentence, "Run `upwell publish`, or `upwell track --undo`.")
 
 
 def _usable(connection: sqlite3.Connection, selections: Sequence[TableSelection]) -> list[Table]:
@@ -174,3 +170,12 @@ def _connection(path: str) -> Iterator[sqlite3.Connection]:
             yield connection
     except sqlite3.Error as error:
         raise translated(error, path) from error
+
+
+@contextmanager
+def _transaction(path: str) -> Iterator[sqlite3.Connection]:
+    """All or nothing: what is not committed goes with the connection."""
+    with _connection(path) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        yield connection
+        connection.execute("COMMIT")

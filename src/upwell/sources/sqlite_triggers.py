@@ -29,10 +29,13 @@ _OWN_TABLES: Final = (
 
 def is_tracked(connection: sqlite3.Connection) -> bool:
     """Whether the database has a change log at all."""
-    found = connection.execute(
-        "SELECT count(*) FROM sqlite_master WHERE name IN ('_upwell_log', '_upwell_meta', '_upwell_tables')"
-    )
-    return bool(found.fetchone()[0] == 3)
+    return len(_own_tables(connection)) == len(_OWN_NAMES)
+
+
+def _own_tables(connection: sqlite3.Connection) -> list[str]:
+    """Those of upwell's tables that there are."""
+    present = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    return [name for name in _OWN_NAMES if name in present]
 
 
 def track_statements(connection: sqlite3.Connection, tables: Sequence[Table]) -> list[str]:
@@ -53,9 +56,9 @@ def track_statements(connection: sqlite3.Connection, tables: Sequence[Table]) ->
 
 
 def untrack_statements(connection: sqlite3.Connection) -> list[str]:
-    """What removes all that `track_statements` made."""
+    """What removes all that `track_statements` made, as far as it is there."""
     drops = [f"DROP TRIGGER {quoted(name)}" for name in sorted(_triggers(connection))]
-    return [*drops, *(f"DROP TABLE IF EXISTS {name}" for name in _OWN_NAMES)]
+    return [*drops, *(f"DROP TABLE {name}" for name in _own_tables(connection))]
 
 
 def _missing_key_columns(connection: sqlite3.Connection, tables: Iterable[Table]) -> list[str]:
