@@ -42,12 +42,19 @@ def replay(seed: int, bug: str | None, *, trace: bool) -> int:
             world.note(traceback.format_exc())
             if not trace:
                 traceback.print_exc()
-    print("\n".join(world.trace or []))
-    print(f"seed {seed}: {'FAILED' if status else 'ok'}")
+    for line in world.trace or []:
+        say(line)
+    say(f"seed {seed}: {'FAILED' if status else 'ok'}")
     return status
 
 
+def say(line: str) -> None:
+    """A result, on standard output."""
+    sys.stdout.write(line + "\n")
+
+
 def main() -> int:
+    """What the command line asks for; 1 where a seed fails."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--seed", type=int, help="run this one")
     parser.add_argument("--trace", action="store_true", help="print what happens")
@@ -64,8 +71,8 @@ def main() -> int:
     with ProcessPoolExecutor(arguments.workers) as pool:
         found = [each for task in pool.map(partial(failures, bug=arguments.bug), tasks) for each in task]
     for seed, why in found[:20]:
-        print(f"seed {seed}: {why}")
-    print(f"{arguments.seeds} seeds, {len(found)} failed, {time.monotonic() - started:.1f} s")
+        say(f"seed {seed}: {why}")
+    say(f"{arguments.seeds} seeds, {len(found)} failed, {time.monotonic() - started:.1f} s")
     return 1 if found else 0
 
 

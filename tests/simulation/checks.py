@@ -43,7 +43,7 @@ class Checks:
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        self.state: SimState | None = None
+        self.state: SimState
         self.happened: set[str] = set()  # what may be the cause of a resync
         self.exact = True  # False once changes were lost: a partial event may then meet a row that is too old
         # Against all locks, a publisher reads on that has a successor. Where that one then begins a new epoch, it sends
@@ -59,6 +59,11 @@ class Checks:
         self._newest: dict[tuple[int, str, bytes], Version] = {}
         self._landed: set[tuple[int, str, bytes, Version]] = set()
         self._contents: dict[tuple[str, bytes, Version, str], bytes | None] = {}
+
+    @property
+    def _saved(self) -> Checkpoint:
+        assert self.state.checkpoint is not None, "a publisher saves before it does anything else"
+        return self.state.checkpoint
 
     # --- what a reader of the target sees ---------------------------------------------------------------------------
 
@@ -88,10 +93,9 @@ class Checks:
 
     def sending(self, lane: int, term: int, seq: int, items: Sequence[LaneItem]) -> None:
         """A request leaves the publisher."""
-        assert self.state is not None and self.state.checkpoint is not None
         for item in items:
             epoch = item.resync if isinstance(item, Marker) else unpack_version(item.version)[0]
-            if epoch > self.state.checkpoint.epoch:
+            if epoch > self._saved.epoch:
                 raise Violation(f"lane {lane}: traffic of epoch {epoch}, which is not saved")
             self._epoch_sent = max(self._epoch_sent, epoch)
             if isinstance(item, ChangeEvent):
@@ -175,8 +179,7 @@ class Checks:
         self._verified[incarnation] = max(after, lsn)
 
     def _check_change(self, table: str, id_: int, commit: int, ordinal: int) -> None:
-        assert self.state is not None and self.state.checkpoint is not None
-        if table not in self.state.checkpoint.tables:
+        if table not in self._saved.tables:
             return  # not of this pipeline yet
         if any(name == table and commit <= lsn for name, lsn in self.database.tables_lost):
             return
@@ -189,8 +192,7 @@ class Checks:
 
     def confirmed(self, position: Position) -> None:
         """The source may free its log up to the position."""
-        assert self.state is not None and self.state.checkpoint is not None
-        saved = self.state.checkpoint.position
+        saved = self._saved.position
         if saved is None or parsed(saved) < parsed(position):
             raise Violation(f"confirmed {position}, saved {saved}")
 

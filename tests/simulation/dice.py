@@ -23,7 +23,7 @@ RATES: Final = {
     "control.away": 0.1,
     "crash.publisher": 0.004,  # at each passage of a failpoint
     "crash.subscriber": 0.01,
-    "chaos.takeover": 0.2,  # the rates of chaos are for each moment of trouble, see World
+    "chaos.takeover": 0.3,  # the rates of chaos are for each moment of trouble, see World
     "chaos.hole": 0.3,
     "chaos.reshard": 0.15,
     "chaos.reread": 0.2,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import orjson
 
@@ -79,7 +81,7 @@ class DirectSink:
     parcels_max = 3
     call_bytes_max = 4_000
 
-    def __init__(self, items: Items, dice: Dice, checks: object, late: LateRequests) -> None:
+    def __init__(self, items: Items, dice: Dice, checks: Any, late: LateRequests) -> None:
         self._items = items
         self._dice = dice
         self._checks = checks
@@ -123,7 +125,7 @@ class DirectSink:
                 left.append(event)
             elif self._dice.hit("call.late"):
                 left.append(event)
-                self._late.add(lambda event=event: self._write(event))
+                self._late.add(partial(self._write, event))
             elif event.row is not None and REFUSED.encode() in event.row:
                 parcel.rejected.append(Rejection(event.schema.table, event.key.decode(), "it is refused", event))
             else:
@@ -147,5 +149,3 @@ class DirectSink:
 
     def close(self) -> None:
         pass
-
-

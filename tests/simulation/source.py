@@ -160,7 +160,7 @@ class Database:
 
     def _free_unique(self, table: str, rows: dict[int, Row]) -> Value:
         taken = self._taken(table, rows)
-        free = [u for u in "abcdefghijkl" if u not in taken]
+        free = [u for u in "abcdef" if u not in taken]
         return self._dice.rng.choice(free) if free and self._dice.rng.random() < 0.8 else None
 
     def _big(self) -> str:
@@ -179,7 +179,15 @@ class Database:
         self._put(txn, table, rows, id_, row, "update", keep_big=kind != "big")
 
     def _put(
-        self, txn: Transaction, table: str, rows: dict[int, Row], id_: int, row: Row | None, was: Was, *, keep_big: bool = False
+        self,
+        txn: Transaction,
+        table: str,
+        rows: dict[int, Row],
+        id_: int,
+        row: Row | None,
+        was: Was,
+        *,
+        keep_big: bool = False,
     ) -> None:
         if row is None:
             del rows[id_]
@@ -277,7 +285,7 @@ class Database:
         """A table with rows that no log ever told of."""
         self.settle()
         self.schemas[table] = table_schema(table)
-        rows = {}
+        rows: dict[int, Row] = {}
         for id_ in range(1, self._dice.rng.randrange(2, self._ids)):
             self._states += 1
             rows[id_] = {"id": id_, "n": self._states, "u": None, "big": f"small {id_}"}

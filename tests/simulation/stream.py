@@ -139,7 +139,11 @@ class StreamSink:
         if dice.hit("call.half"):
             for parcel in parcels:
                 land = self._landing(parcel)
-                dice.rng.choice((land, lambda land=land: self._late.add(land), lambda: None))()
+                fate = dice.rng.choice(("now", "later", "never"))
+                if fate == "now":
+                    land()
+                elif fate == "later":
+                    self._late.add(land)
             raise TransientError("The connection broke.")
         answers = [self._send_one(parcel) for parcel in parcels]
         if dice.hit("call.answer_lost"):

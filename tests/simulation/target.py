@@ -166,7 +166,9 @@ class SimTransaction:
         """The key of another row that has the row's unique value."""
         if row["u"] is None:
             return None
-        return next((other for other, r in self.tables.rows[table].items() if r["u"] == row["u"] and other != key), None)
+        return next(
+            (other for other, r in self.tables.rows[table].items() if r["u"] == row["u"] and other != key), None
+        )
 
     @contextmanager
     def _statement(self) -> Iterator[None]:

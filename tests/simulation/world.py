@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 from unittest import mock
 
@@ -46,9 +47,8 @@ class Process:
     """A publisher, with its requests in flight."""
 
     name: str
-    publisher: Publisher
     sink: Any
-    tables: list[str]
+    publisher: Publisher = field(init=False)
     calls: list[list[Parcel]] = field(default_factory=list)
     open: bool = False
 
@@ -71,7 +71,7 @@ class World:
         self.clock = SimClock()
         self.trace: list[str] | None = [] if trace else None
         self.direct = rng.random() < 0.3
-        self.lanes = rng.choice((1, 2, 4))
+        self.lanes = rng.choice((1, 2, 4, 8))
         self.ids = rng.choice((4, 8, 12))
         self.moments = rng.choice((200, 600, 1200))
         self.database = Database(dice, TABLES, self.ids)
@@ -95,6 +95,8 @@ class World:
             checkpoint_every_s=rng.choice((0.5, 3.0, 20.0)),
         )
         self.diligence = rng.choice((0.7, 2, 5))  # of the subscribers
+        self.hurry = rng.choice((0.1, 1, 3))  # of what is done in the background
+        self.haste = rng.choice((0.2, 1, 5))  # of a publisher that has a successor
         self._number = 0
         self._tables = list(TABLES)
 
@@ -142,7 +144,7 @@ class World:
         self.late.land_overdue()
         actor = self.rng.choices(
             (self.write, self.publish, self.send, self.land, self.work, self.subscribe, self.relay, self.trouble),
-            (4, 5, 5, 1, 1, 0 if self.direct else self.diligence, 0.5, 0 if self.dice.calm else 1),
+            (4, 5, 5, 1, self.hurry, 0 if self.direct else self.diligence, 0.5, 0 if self.dice.calm else 1),
         )[0]
         actor()
 
@@ -203,7 +205,11 @@ class World:
         elif database.open and self.rng.random() < 0.7:
             transaction = self.rng.choice(database.open)
             database.commit(transaction)
-            self.note("commit", transaction.commit, *((c.table, c.id, c.row, "partial" * c.partial) for c in transaction.changes))
+            self.note(
+                "commit",
+                transaction.commit,
+                *((c.table, c.id, c.row, "partial" * c.partial) for c in transaction.changes),
+            )
         else:
             database.begin()
 
@@ -213,7 +219,7 @@ class World:
         """A publisher takes a step."""
         if not self.processes:
             self.processes.append(self._process())
-        process = self.rng.choice(self.processes)
+        process = self._turn(self.processes)
         with self._living(process):
             if not process.open:
                 process.publisher.open()
@@ -225,6 +231,10 @@ class World:
             process.publisher.step()
             self._check_memory(process)
 
+    def _turn(self, processes: list[Process]) -> Process:
+        """Whose turn it is; where there are two, one may be slow."""
+        return self.rng.choices((processes[0], processes[-1]), (self.haste, 1))[0]
+
     def _process(self) -> Process:
         self._number += 1
         source = SimSource(self.database, self.dice, self._tables, self._started, self.checks.confirmed)
@@ -233,7 +243,7 @@ class World:
             if self.direct
             else StreamSink(self.stream, self.dice, self.checks, self.late)
         )
-        process = Process(f"publisher {self._number}", None, sink, list(self._tables))  # type: ignore[arg-type]
+        process = Process(f"publisher {self._number}", sink)
         process.publisher = Publisher(
             self.settings,
             source=source,
@@ -271,7 +281,7 @@ class World:
             self.processes.remove(process)
         for parcels in process.calls:
             if self.rng.random() < 0.7:
-                self.late.add(lambda parcels=parcels: self._abandoned(process, parcels))
+                self.late.add(partial(self._abandoned, process, parcels))
 
     def _abandoned(self, process: Process, parcels: list[Parcel]) -> None:
         sendable = [parcel for parcel in parcels if parcel.body is not None]
@@ -296,7 +306,7 @@ class World:
         living = [process for process in self.processes if process.open]
         if not living:
             return
-        process = self.rng.choice(living)
+        process = self._turn(living)
         with self._living(process):
             if process.calls and self.rng.random() < 0.6:
                 self._answer(process, process.calls.pop(self.rng.randrange(len(process.calls))))
@@ -506,10 +516,11 @@ class World:
 
     def _compare(self) -> None:
         for table in self._tables:
-            expected = {(id_,): row for id_, row in self.database.newest[table].items()}
-            found = self.items.rows(table) if self.direct else self.target.tables.rows.get(table, {})
-            for key in sorted(expected.keys() | found.keys()):  # type: ignore[type-var]
-                self._compare_row(table, key[0], expected.get(key), found.get(key))
+            expected = self.database.newest[table]
+            rows = self.items.rows(table) if self.direct else self.target.tables.rows.get(table, {})
+            found: dict[Any, Row] = {key[0]: row for key, row in rows.items()}
+            for id_ in sorted(expected.keys() | found.keys()):
+                self._compare_row(table, id_, expected.get(id_), found.get(id_))
 
     def _compare_row(self, table: str, id_: Any, expected: Row | None, found: Row | None) -> None:
         if expected is None or found is None:
@@ -526,16 +537,8 @@ class World:
             return
         raise Violation(f"{table} {id_}: the source has {expected}, the target {found}")
 
-
     def _kept_out(self, table: str, key: tuple[Any, ...], row: Row) -> bool:
         """A row may have to wait as long as a poisoned row keeps the unique value that it had before."""
-        holders = [k for k, r in self.target.tables.rows[table].items() if r["u"] == row["u"]]
-        waiting = self.target.tables.evicted[table].get(key) == row
-        return waiting and all((table, holder[0]) in self.database.poisoned for holder in holders)
-
-
-def simulate(seed: int, *, trace: bool = False) -> World:
-    """Run one seed; raises Violation."""
-    world = World(seed, trace=trace)
-    world.run()
-    return world
+        holders = [k for k, r in self.target.tables.rows.get(table, {}).items() if r["u"] == row["u"]]
+        waiting = self.target.tables.evicted.get(table, {}).get(key) == row
+        return waiting and bool(holders) and all((table, holder[0]) in self.database.poisoned for holder in holders)

@@ -244,8 +244,8 @@ class Applier:
             sorted(work.tables),
             sorted(work.opened.keys() | {marker.schema.table for marker in work.closed}),
         )
-        for schema in work.schemas.values():
-            txn.ensure_table(schema)
+        for schema in sorted(work.schemas.values(), key=lambda schema: schema.table):
+            txn.ensure_table(schema)  # in one order: it may lock
         self._open(txn, work, resyncs)
         for fold in work.folds:
             letters.extend(self._write(txn, fold))
