@@ -557,6 +557,54 @@ def test_swaps_by_threads_end_as_the_source(url: str, sql: psycopg.Connection[An
     assert sql.execute("SELECT count(*) FROM upwell.evicted").fetchone() == (0,)
 
 
+def test_rows_that_go_while_others_make_way_stay_gone(url: str, sql: psycopg.Connection[Any]) -> None:
+    """As above, with rows that are deleted, leave their value to another one and come anew."""
+    target = PostgresTarget(f"{url}?options=-c%20deadlock_timeout%3D20ms", create_tables=True, schema_changes="apply")
+    chance = random.Random(6)
+    source: dict[int, str] = {}
+    lanes: list[list[tuple[int, str | None]]] = [[] for _ in range(4)]
+
+    def write(number: int, value: str | None) -> None:
+        lanes[number % 4].append((number, value))
+        source.pop(number, None)
+        if value is not None:
+            source[number] = value
+
+    upsert(target, USERS, [[0, "value 0", None]])
+    sql.execute("CREATE UNIQUE INDEX ON users (email)")
+    write(0, None)
+    for _ in range(3_000):
+        one, other = chance.sample(range(80), 2)
+        before = source.get(one)
+        write(one, source.get(other))
+        write(other, before or (f"value {chance.randrange(80)}" if chance.random() < 0.5 else None))
+        if len(set(source.values())) < len(source):  # the value was taken: the source would have refused it
+            write(other, None)
+
+    def apply(lane: int) -> None:
+        changes, own = lanes[lane], random.Random(lane)
+        while changes:
+            taken = own.randint(1, 120)
+            newest = dict(changes[:taken])
+            with suppress(TransientError):
+                with target.begin() as txn:
+                    txn.ensure_table(USERS)
+                    txn.delete(USERS, [[number] for number, value in sorted(newest.items()) if value is None])
+                    rows: list[list[Value]] = [
+                        [number, value, None] for number, value in sorted(newest.items()) if value
+                    ]
+                    try:
+                        txn.upsert(USERS, rows)
+                    except UniqueConflict:
+                        txn.replace(USERS, rows)
+                del changes[:taken]
+
+    in_threads(*(lambda lane=lane: apply(lane) for lane in range(4)))
+    target.close()
+    assert dict(sql.execute("SELECT id, email FROM users").fetchall()) == source
+    assert sql.execute("SELECT count(*) FROM upwell.evicted").fetchone() == (0,)
+
+
 def test_a_waiting_row_that_the_target_refuses_harms_no_other(
     target: PostgresTarget, sql: psycopg.Connection[Any]
 ) -> None:

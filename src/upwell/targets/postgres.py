@@ -34,6 +34,9 @@ from upwell.targets.postgres_tables import (
 from upwell.targets.postgres_types import copy_data, key_text, wire_value
 
 SWEEP_TIMEOUT_S: Final = 3600
+# A table whose rows had to make way for each other is written by one transaction at a time, for so many of them.
+ALONE_FOR: Final = 100
+_DEADLOCK: Final = "40P01"
 STAGES_MAX: Final = 100  # temporary tables of a connection; each costs a little at every commit
 _BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED; SET CONSTRAINTS ALL IMMEDIATE; SAVEPOINT upwell"
 _KEPT: Final = "; RELEASE SAVEPOINT upwell; SAVEPOINT upwell"
@@ -57,6 +60,7 @@ class PostgresTarget:
         self._pool = Pool(url, connections_max)
         self._create_tables = create_tables
         self._schema_changes = schema_changes
+        self._crowded: dict[TableName, int] = {}  # where rows had to make way of late → how long to remember it
 
     def check(self) -> None:
         """Connect and make the schema upwell; raises OperatorError also for what may pass, as at a first start."""
@@ -68,12 +72,12 @@ class PostgresTarget:
         """A transaction; see ports.Target."""
         with self.session() as session:
             session.run(_BEGIN)
-            transaction = PostgresTransaction(session, self._create_tables, self._schema_changes)
+            transaction = PostgresTransaction(session, self._create_tables, self._schema_changes, self._crowded)
             try:
                 yield transaction
                 session.commit()
-            except BaseException:
-                transaction.forget()
+            except BaseException as error:
+                transaction.forget(error)
                 _roll_back(session)
                 raise
 
@@ -207,10 +211,14 @@ def _roll_back(session: Session) -> None:
 class PostgresTransaction:
     """See ports.TargetTransaction."""
 
-    def __init__(self, session: Session, create_tables: bool, schema_changes: str) -> None:
+    def __init__(
+        self, session: Session, create_tables: bool, schema_changes: str, crowded: dict[TableName, int]
+    ) -> None:
         self._session = session
         self._create_tables = create_tables
         self._schema_changes = schema_changes
+        self._crowded = crowded
+        self._held: dict[TableName, bool] = {}  # the tables locked here → whether nobody else writes them meanwhile
         self._learned: list[Any] = []  # cache entries that a rollback makes untrue
         self._filled: set[str] = set()  # stages that hold rows of this transaction
         self._unkept = False  # locks were taken, or something was kept by `_note_down`, after the savepoint
@@ -294,8 +302,10 @@ class PostgresTransaction:
         cached = self._session.cache.get(schema.hash)
         if cached is not None:
             assert isinstance(cached, Writer)
+            self._hold(cached.table.name)
             return cached
         name = target_name(schema)
+        self._hold(name)
         table = read_table(self._session, name)
         if table is None:
             table = self._created(schema, name)
@@ -306,6 +316,24 @@ class PostgresTransaction:
         writer = Writer(schema, table)
         self._learn(schema.hash, writer)
         return writer
+
+    def _hold(self, name: TableName) -> None:
+        """Until the end of the transaction nobody moves rows of this table that are not their own to make way."""
+        if name in self._held:
+            return
+        left = self._crowded.get(name, 0)
+        if left:
+            self._crowded[name] = left - 1
+        self._session.run(own.table_lock_statement(name, alone=left > 0))
+        self._held[name], self._unkept = left > 0, True
+
+    def _hold_alone(self, name: TableName) -> None:
+        """Before rows of other lanes are moved. Beside other writers one could come back that was just deleted."""
+        self._crowded[name] = ALONE_FOR
+        if not self._held[name]:
+            if not self._session.run(own.table_lock_statement(name, alone=True, wait=False))[0][0]:
+                raise TransientError(f"Rows of {name} make way for each other: once more, alone.", code="UW-PT-008")
+            self._held[name], self._unkept = True, True
 
     def _created(self, schema: TableSchema, name: TableName) -> TargetTable:
         statements = create_statements(self._session, schema, name)
@@ -356,6 +384,8 @@ class PostgresTransaction:
             self._fill(writer, rows)
             if schema.partial:
                 waiting = self._session.run(f"{writer.update}; {writer.any_evicted}")
+                if waiting:
+                    self._hold_alone(writer.table.name)
                 self._session.run((self._seen_anew(writer).restore if waiting else "SELECT") + _KEPT)
             else:
                 waiting = self._session.run(f"{writer.upsert}{_KEPT}; {writer.any_evicted}")
@@ -371,6 +401,7 @@ class PostgresTransaction:
         if not rows:
             return
         writer = self._seen_anew(self._writer(schema))
+        self._hold_alone(writer.table.name)
         key = set(schema.key)
         others = [index for index in writer.table.uniques if set(index.columns) != key and not index.exclusion]
         script = [*writer.park, *map(writer.make_way, others), writer.unpark]
@@ -388,6 +419,7 @@ class PostgresTransaction:
             self._fill_keys(writer, keys)
             waiting = self._session.run(f"{writer.delete}{_KEPT}; {writer.any_evicted}")
         if waiting:
+            self._hold_alone(writer.table.name)
             self._session.run(writer.forget_evicted(writer.key_stage) + _KEPT)
             self._bring_back(writer)
 
@@ -401,6 +433,7 @@ class PostgresTransaction:
 
     def _bring_back(self, writer: Writer, *, inserted: bool = False) -> None:
         """What the table refuses of them is no fault of the rows that were just written: they go on waiting."""
+        self._hold_alone(writer.table.name)
         self._keep()
         try:
             writer = self._seen_anew(writer)
@@ -510,8 +543,10 @@ class PostgresTransaction:
 
     # ---- what this transaction has learned ----
 
-    def forget(self) -> None:
+    def forget(self, error: BaseException) -> None:
         """The transaction is rolled back: tables and stages that it made are gone."""
+        if getattr(error.__cause__, "sqlstate", None) == _DEADLOCK:  # it takes the server a second to notice another
+            self._crowded.update(dict.fromkeys(self._held, ALONE_FOR))
         for key in self._learned:
             self._session.cache.pop(key, None)
         self._session.cache.pop("stages", None)

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import Final
 
 from upwell.errors import OperatorError
+from upwell.model import TableName
 from upwell.targets.postgres_session import Session, ident
 
 VERSION: Final = 1
 _LOCK: Final = 0x7570_7765  # "upwe": the class of our advisory locks
+_TABLE_LOCK: Final = _LOCK + 1  # the class of those on the target's tables
 
 # `lane` rows are updated in every transaction: room on the page keeps such updates out of the indexes.
 _TABLES: Final = """
@@ -113,3 +116,9 @@ def rights(user: str) -> str:
 def lock_statement(kind: str, number: int) -> str:
     """An advisory lock until the transaction ends; `kind` is empty or `_shared`."""
     return f"SELECT pg_advisory_xact_lock{kind}({_LOCK}, {number})"
+
+
+def table_lock_statement(table: TableName, *, alone: bool, wait: bool = True) -> str:
+    """The lock of a table of the target. Without `wait` the statement answers whether it was given."""
+    function = f"pg_{'' if wait else 'try_'}advisory_xact_lock{'' if alone else '_shared'}"
+    return f"SELECT {function}({_TABLE_LOCK}, {zlib.crc32(str(table).encode()) - 2**31})"
