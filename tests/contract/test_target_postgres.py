@@ -8,7 +8,8 @@ import pytest
 from lab.parts import PostgresServer
 from tests.contract.target_contract import TargetContract
 from upwell.ports import ShardCheckpoints, Target
-from upwell.targets.postgres import PostgresShardCheckpoints, PostgresTarget
+from upwell.targets.postgres import PostgresTarget
+from upwell.targets.postgres_shards import PostgresShardCheckpoints
 
 
 class TestPostgresTarget(TargetContract):

@@ -33,7 +33,8 @@ from upwell.sources.sqlite import SqliteSource
 from upwell.state.dynamodb_control import DynamoDbControl
 from upwell.state.sqlite import SqliteState
 from upwell.streams.kinesis import KinesisStream
-from upwell.targets.postgres import PostgresShardCheckpoints, PostgresTarget
+from upwell.targets.postgres import PostgresTarget
+from upwell.targets.postgres_shards import PostgresShardCheckpoints
 
 # A source that tells by itself is not polled; longer waits would only make stopping slow.
 WAIT_S_MAX: Final = 2.0

@@ -591,22 +591,3 @@ def _lock_number(pipeline: str, table: str) -> int:
 def _storable(text: str) -> str:
     """PostgreSQL's text has no NUL."""
     return text.replace("\0", "\\u0000")
-
-
-class PostgresShardCheckpoints:
-    """How far each shard has been applied, in the target's own table; see ports.ShardCheckpoints."""
-
-    def __init__(self, target: PostgresTarget) -> None:
-        self._target = target
-
-    def load(self, stream: str) -> dict[str, str | None]:
-        with self._target.session() as session:
-            return dict(session.query("SELECT shard, sequence FROM upwell.shard WHERE stream = %s", [stream]))
-
-    def save(self, stream: str, shard: str, sequence: str | None) -> None:
-        with self._target.session() as session:
-            session.query(
-                "INSERT INTO upwell.shard VALUES (%s, %s, %s)"
-                " ON CONFLICT (stream, shard) DO UPDATE SET sequence = EXCLUDED.sequence",
-                [stream, shard, sequence],
-            )
