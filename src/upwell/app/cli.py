@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from upwell import __version__
 from upwell.app import logs
 from upwell.errors import UpwellError
 
@@ -99,7 +98,7 @@ def loaded(file: Path, needs: Collection[str]) -> Pipeline:
 
 
 @click.group(context_settings=CONTEXT)
-@click.version_option(__version__, message="%(prog)s %(version)s")
+@click.version_option(package_name="upwell", message="%(prog)s %(version)s")
 def upwell() -> None:
     """Event-based data sync from an on-premises database to AWS.
 

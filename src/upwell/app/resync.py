@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from upwell.app import build
 from upwell.config import Pipeline
 from upwell.errors import ConfigError
 from upwell.model import TableName
-from upwell.state.sqlite import SqliteState
+
+if TYPE_CHECKING:
+    from upwell.state.sqlite import SqliteState
 
 DEFAULT_SCHEMAS = {"postgresql": "public", "sqlite": "main"}
 

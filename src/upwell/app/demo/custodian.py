@@ -19,6 +19,7 @@ REMOVE_TRIES = 20  # a process that is just ending may still write
 
 
 def main() -> None:
+    """Wait for the demo to be gone, then clear up after it."""
     for ignored in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ignored, signal.SIG_IGN)
     running: dict[int, int] = {}
