@@ -5,6 +5,7 @@ Rows are read by other means than upwell's own: psycopg, sqlite3 and boto3.
 
 from __future__ import annotations
 
+import json
 import re
 import sqlite3
 import threading
@@ -112,6 +113,39 @@ class DynamoDbRows:
 
     def close(self) -> None:
         self._client.close()
+
+
+@dataclass(frozen=True)
+class StreamRecord:
+    """A packed record as it lies in a stream."""
+
+    shard: str
+    sequence: str
+    lane: int
+    term: int
+    seq: int
+    events: list[bytes]  # their lines
+
+
+def stream_records(endpoint: str, stream: str) -> list[StreamRecord]:
+    """All of a stream's records, shard by shard, in order."""
+    found = []
+    with closing(kinesis_client(endpoint)) as client:
+        for shard in client.list_shards(StreamName=stream)["Shards"]:
+            place = {"StreamName": stream, "ShardId": shard["ShardId"], "ShardIteratorType": "TRIM_HORIZON"}
+            iterator = client.get_shard_iterator(**place)["ShardIterator"]
+            while iterator:
+                answer = client.get_records(ShardIterator=iterator, Limit=1000)
+                found += [_stream_record(shard["ShardId"], record) for record in answer["Records"]]
+                iterator = answer.get("NextShardIterator") if answer["Records"] else None
+    return found
+
+
+def _stream_record(shard: str, record: Mapping[str, Any]) -> StreamRecord:
+    header_line, *lines = record["Data"].splitlines()
+    header = json.loads(header_line)
+    events = [line for line in lines if not line.startswith(b'["m"')]
+    return StreamRecord(shard, record["SequenceNumber"], header["lane"], header["term"], header["seq"], events)
 
 
 def dynamodb_client(endpoint: str) -> Any:

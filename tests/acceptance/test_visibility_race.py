@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-
 from lab.parts import PostgresCluster, PostgresServer
 from tests.acceptance.compare import Watch
 from tests.acceptance.pipelines import explained, new_seed, through_kinesis
