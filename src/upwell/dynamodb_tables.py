@@ -198,4 +198,4 @@ def _write_findings(service: JsonService, table: str, key: Sequence[KeyAttribute
             else:
                 yield Finding("fail", refusal.code, refusal.message)
         except UpwellError as error:
-            yield Finding("fail", error.code, error.message, error.remedy)
+            yield Finding.of_error(error)

@@ -18,6 +18,8 @@ from typing import Any, Final, Generic, Literal, NamedTuple, NewType, TypeVar
 
 import orjson
 
+from upwell.errors import UpwellError
+
 # A value as it stands in JSON: see docs/wire.md for how each type of a source is written.
 Value = str | int | float | bool | None
 
@@ -331,3 +333,27 @@ class Finding:
     code: str  # as in UpwellError: the key of `upwell explain`
     sentence: str
     remedy: str = ""  # the next step, ready to be pasted where it can be
+
+    @classmethod
+    def of_error(cls, error: UpwellError) -> Finding:
+        """What stands in the way, in the error's words."""
+        return cls("fail", error.code, error.message, error.remedy)
+
+    @classmethod
+    def of_check(cls, code: str, good: str, check: Callable[[], object]) -> Finding:
+        """`good`, or what the check raised."""
+        try:
+            check()
+        except UpwellError as error:
+            return cls.of_error(error)
+        return cls("pass", code, good)
+
+
+@dataclass(frozen=True, slots=True)
+class Inspected:
+    """A table that a source has: its schema, or why it can't be published."""
+
+    name: TableName
+    schema: TableSchema | None
+    rows: int | None  # about, by statistics
+    problem: str = ""

@@ -19,7 +19,7 @@ from upwell.errors import ConfigError, OperatorError
 from upwell.items import KeyTemplates
 from upwell.lanes import DEFAULT_LANES
 from upwell.mapping import Mapping as RowMapping
-from upwell.model import Finding, TableName, TableSchema, TableSelection
+from upwell.model import Finding, Inspected, TableSchema, TableSelection
 from upwell.pipeline.applier import Applier
 from upwell.pipeline.publisher import Publisher, PublisherSettings
 from upwell.pipeline.subscriber import Subscriber
@@ -55,16 +55,6 @@ class SourceParts:
     track_sql: Callable[[], list[str]]  # what would be
     untrack: Callable[[], list[str]]
     untrack_sql: Callable[[], list[str]]
-
-
-@dataclass(frozen=True)
-class Inspected:
-    """A table that a source has: its schema, or why it can't be published."""
-
-    name: TableName
-    schema: TableSchema | None
-    rows: int | None
-    problem: str
 
 
 def _postgres(pipeline: Pipeline) -> SourceParts:
@@ -119,10 +109,7 @@ def sqlite_path(url: str, folder: Path) -> str:
 
 def inspect(dialect: str, url: str, folder: Path) -> list[Inspected]:
     """Every table of a database, by name. Raises UpwellError."""
-    found: Sequence[Any] = (
-        postgres_setup.inspect(url) if dialect == "postgresql" else sqlite_setup.inspect(sqlite_path(url, folder))
-    )
-    return [Inspected(table.name, table.schema, table.rows, table.problem) for table in found]
+    return postgres_setup.inspect(url) if dialect == "postgresql" else sqlite_setup.inspect(sqlite_path(url, folder))
 
 
 def mapping(pipeline: Pipeline) -> RowMapping:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from typing import Any, Final
@@ -61,16 +61,12 @@ def show_findings(found: Iterable[Finding], *, as_json: bool) -> set[str]:
     return levels
 
 
-def _failed(error: UpwellError) -> Finding:
-    return Finding("fail", error.code, error.message, error.remedy)
-
-
 def _source(pipeline: Pipeline, schemas: list[TableSchema]) -> Iterator[Finding]:
     """What the source says, and whether the rules fit; the tables as they leave go to `schemas`."""
     try:
         parts = build.source_parts(pipeline)
     except UpwellError as error:
-        yield _failed(error)
+        yield Finding.of_error(error)
         return
     found = parts.findings()
     yield from found
@@ -81,13 +77,13 @@ def _source(pipeline: Pipeline, schemas: list[TableSchema]) -> Iterator[Finding]
             tables = source.tables()
     except UpwellError as error:
         if error.code not in said:
-            yield _failed(error)
+            yield Finding.of_error(error)
         return
     for table in tables:
         try:
             schemas.append(mapping.schema(table))
         except UpwellError as error:
-            yield _failed(error)
+            yield Finding.of_error(error)
     if len(schemas) == len(tables):
         yield Finding("pass", "UW-CF-022", f"The rules under `tables` fit the {len(tables)} tables.")
     yield from _filtered(pipeline, tables, found)
@@ -114,7 +110,7 @@ def _state(pipeline: Pipeline) -> Finding:
     try:
         kept.load()
     except UpwellError as error:
-        return _failed(error)
+        return Finding.of_error(error)
     finally:
         kept.release()
     folder = pipeline.state.parent
@@ -135,7 +131,7 @@ def _destination(pipeline: Pipeline, schemas: Sequence[TableSchema], *, sends: b
     try:
         service = build.aws_service(pipeline)
     except UpwellError as error:
-        yield _failed(error)
+        yield Finding.of_error(error)
         return
     if service is None:
         return
@@ -158,16 +154,8 @@ def _way(service: AwsService) -> Iterator[Finding]:
     route = service.route
     through = f" through the proxy {route.proxy.host}:{route.proxy.port}" if route.proxy else ""
     good = f"{route.host}:{route.port} can be reached{through}."
-    yield _attempt("UW-CL-010", good, lambda: route.open().close())
-    yield _attempt("UW-CL-010", "There are AWS credentials.", service.keys)
-
-
-def _attempt(code: str, good: str, check: Callable[[], object]) -> Finding:
-    try:
-        check()
-    except UpwellError as error:
-        return _failed(error)
-    return Finding("pass", code, good)
+    yield Finding.of_check("UW-CL-010", good, lambda: route.open().close())
+    yield Finding.of_check("UW-CL-010", "There are AWS credentials.", service.keys)
 
 
 def _stream(pipeline: Pipeline, service: AwsService, *, sends: bool) -> Iterator[Finding]:
@@ -177,7 +165,7 @@ def _stream(pipeline: Pipeline, service: AwsService, *, sends: bool) -> Iterator
     try:
         status = stream_status(service, name)
     except UpwellError as error:
-        yield _failed(error)
+        yield Finding.of_error(error)
         return
     good = status in ("ACTIVE", "UPDATING")
     yield Finding("pass" if good else "fail", "UW-CL-011", f"The stream {name} is {status}.")
@@ -222,7 +210,7 @@ def _may_read(service: AwsService, stream: str) -> Iterator[Finding]:
         request = {"StreamName": stream, "ShardId": shards[0]["ShardId"], "ShardIteratorType": "LATEST"}
         iterator = service.call("GetShardIterator", request)["ShardIterator"]
     except UpwellError as error:
-        yield _failed(error)
+        yield Finding.of_error(error)
         return
     yield Finding("pass", "UW-CL-012", f"GetShardIterator is allowed on {stream}.")
     yield _allowed(service, "GetRecords", {"ShardIterator": iterator, "Limit": 1}, stream)
@@ -234,7 +222,7 @@ def _allowed(service: AwsService, action: str, request: dict[str, Any], stream: 
     except ServiceRefusal:
         pass  # it was understood and refused for what it holds: the action itself is allowed
     except UpwellError as error:
-        return _failed(error)
+        return Finding.of_error(error)
     return Finding("pass", "UW-CL-012", f"{action} is allowed on {stream}.")
 
 
@@ -243,7 +231,7 @@ def _items(pipeline: Pipeline, schemas: Sequence[TableSchema]) -> Iterator[Findi
         with closing(build.dynamodb_sink(pipeline, SystemClock(), schemas)) as sink:
             yield from sink.findings(schemas)
     except UpwellError as error:
-        yield _failed(error)
+        yield Finding.of_error(error)
 
 
 def _clock(service: AwsService) -> Iterator[Finding]:

@@ -9,10 +9,9 @@ from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from upwell.app import build
-from upwell.app.build import Inspected
 from upwell.config import identifier
 from upwell.errors import ConfigError
-from upwell.model import TableName
+from upwell.model import Inspected, TableName
 from upwell.settings import SOURCE_SCHEMES
 from upwell.sources.postgres_setup import grants_sql
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from upwell.errors import OperatorError, UpwellError
-from upwell.model import Finding, TableName, TableSchema, TableSelection
+from upwell.model import Finding, Inspected, TableName, TableSchema, TableSelection
 from upwell.sources.postgres_catalog import DEFAULT_SCHEMA, Catalog, CatalogTable, has_wildcard
 from upwell.sources.postgres_requirements import (
     check_columns,
@@ -37,16 +36,6 @@ OLDEST: Final = 120000
 NEWEST_TESTED: Final = 180000
 STANDBY_DECODING: Final = 160000
 _EVERYTHING: Final = TableSelection(TableName("*", "*"))
-
-
-@dataclass(frozen=True, slots=True)
-class Inspected:
-    """A table of the database: its schema and about how many rows it has, or why it can't be published."""
-
-    name: TableName
-    schema: TableSchema | None  # None: it can't be replicated
-    rows: int | None  # by statistics
-    problem: str = ""  # why it can't be, with the remedy
 
 
 def inspect(url: str) -> list[Inspected]:
@@ -180,31 +169,19 @@ def findings(url: str, *, tables: Sequence[TableSelection], slot: str, publicati
             catalog = Catalog(sql, tables, publication)
             found.extend(_server(sql, catalog))
             found.append(_replication(url))
-            found.append(_attempt("UW-PG-030", "wal_level is logical.", lambda: check_wal_level(sql)))
+            found.append(Finding.of_check("UW-PG-030", "wal_level is logical.", lambda: check_wal_level(sql)))
             good = f"The publication {publication} publishes every kind of change."
-            found.append(_attempt("UW-PG-031", good, lambda: check_publication(sql, catalog, publication)))
+            found.append(Finding.of_check("UW-PG-031", good, lambda: check_publication(sql, catalog, publication)))
             found.extend(_slot(sql, slot))
             found.append(_retention(sql))
             found.extend(_tables(sql, catalog, publication))
     except UpwellError as error:
-        found.append(_failed(error))
+        found.append(Finding.of_error(error))
     return found
 
 
-def _failed(error: UpwellError) -> Finding:
-    return Finding("fail", error.code, error.message, error.remedy)
-
-
-def _attempt(code: str, good: str, check: Callable[[], object]) -> Finding:
-    try:
-        check()
-    except UpwellError as error:
-        return _failed(error)
-    return Finding("pass", code, good)
-
-
 def _replication(url: str) -> Finding:
-    return _attempt("UW-PG-004", "We may read the log.", lambda: ReplicationConnection(url).close())
+    return Finding.of_check("UW-PG-004", "We may read the log.", lambda: ReplicationConnection(url).close())
 
 
 def _server(sql: psycopg.Connection[tuple[Any, ...]], catalog: Catalog) -> Iterator[Finding]:
@@ -238,7 +215,7 @@ def _slot(sql: psycopg.Connection[tuple[Any, ...]], name: str) -> Iterator[Findi
     try:
         slot = find_slot(sql, name)
     except OperatorError as error:
-        yield _failed(error)
+        yield Finding.of_error(error)
         return
     if slot is None:
         yield Finding("warn", "UW-PG-034", f"The replication slot {name} does not exist yet.", "Run: upwell track")
@@ -297,7 +274,7 @@ def _retention(sql: psycopg.Connection[tuple[Any, ...]]) -> Finding:
 
 def _tables(sql: psycopg.Connection[tuple[Any, ...]], catalog: Catalog, publication: str) -> Iterator[Finding]:
     good = "Every table that the configuration names is there."
-    yield _attempt("UW-PG-044", good, lambda: check_named_tables(catalog))
+    yield Finding.of_check("UW-PG-044", good, lambda: check_named_tables(catalog))
     for table in catalog.selected():
         yield from _table(sql, catalog, table, publication)
 
@@ -314,7 +291,7 @@ def _table(
             check_columns(table, selection)
         schema = catalog.schema(table)
     except UpwellError as error:
-        yield _failed(error)
+        yield Finding.of_error(error)
         return
     query = "SELECT has_schema_privilege(%s, 'USAGE') AND has_table_privilege(%s::oid, 'SELECT')"
     (may_read,) = sql.execute(query, [table.name.schema, table.oid]).fetchone() or (False,)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 
 from upwell.errors import UpwellError
-from upwell.model import Finding, TableName, TableSchema, TableSelection
+from upwell.model import Finding, Inspected, TableName, TableSelection
 from upwell.sources.sqlite import connect, translated
 from upwell.sources.sqlite_catalog import Table, read_catalog
 from upwell.sources.sqlite_reading import TableReader
@@ -17,16 +16,6 @@ from upwell.sources.sqlite_triggers import is_tracked, track_statements, untrack
 LOG_ENTRIES_WARN = 1_000_000
 
 _ALL = (TableSelection(TableName("", "*")),)
-
-
-@dataclass(frozen=True, slots=True)
-class Inspected:
-    """A table of the database: its schema and about how many rows it has, or why it can't be published."""
-
-    name: TableName
-    schema: TableSchema | None
-    rows: int | None
-    problem: str = ""
 
 
 def track_sql(path: str, tables: Sequence[TableSelection]) -> list[str]:
@@ -77,13 +66,13 @@ def findings(path: str, tables: Sequence[TableSelection]) -> list[Finding]:
         with _connection(path) as connection:
             return list(_findings(connection, path, tables))
     except UpwellError as error:
-        return [_failure(error)]
+        return [Finding.of_error(error)]
 
 
 def _findings(connection: sqlite3.Connection, path: str, selections: Sequence[TableSelection]) -> Iterator[Finding]:
     usable, unusable = read_catalog(connection, selections)
     yield Finding("pass", "UW-SL-001", f"The database file {path} can be read: {len(usable)} tables to publish.")
-    yield from (_failure(each.error) for each in unusable)
+    yield from (Finding.of_error(each.error) for each in unusable)
     yield _writable(connection, path)
     yield _journal(connection, path)
     yield _tracking(connection, usable)
@@ -100,7 +89,7 @@ def _writable(connection: sqlite3.Connection, path: str) -> Finding:
     except sqlite3.Error as error:
         found = translated(error, path)
         if isinstance(found, UpwellError):
-            return _failure(found)
+            return Finding.of_error(found)
         raise
     return Finding("pass", "UW-SL-008", "The database can be written: upwell keeps its change log there.")
 
@@ -157,10 +146,6 @@ def _usable(connection: sqlite3.Connection, selections: Sequence[TableSelection]
     if unusable:
         raise unusable[0].error
     return usable
-
-
-def _failure(error: UpwellError) -> Finding:
-    return Finding("fail", error.code, error.message, error.remedy)
 
 
 @contextmanager

@@ -104,7 +104,7 @@ class PostgresTarget:
                     )
                 )
         except UpwellError as error:
-            return [checkup.failure(error)]
+            return [Finding.of_error(error)]
 
     def rows(self, schema: TableSchema, after_key: bytes | None, limit: int) -> list[tuple[bytes, bytes]]:
         """Up to `limit` rows after a key, in the database's key order, as (key, row) of a ChangeEvent.

@@ -37,12 +37,7 @@ def findings(
         try:
             yield from _table(session, schema, create_tables, schema_changes)
         except UpwellError as error:
-            yield failure(error)
-
-
-def failure(error: UpwellError) -> Finding:
-    """An error as a finding."""
-    return Finding("fail", error.code, error.message, error.remedy)
+            yield Finding.of_error(error)
 
 
 def _encryption(session: Session) -> Finding:
@@ -75,7 +70,7 @@ def _own_schema(session: Session) -> Iterator[Finding]:
     try:
         there = own.installed(session)
     except UpwellError as error:
-        yield failure(error)
+        yield Finding.of_error(error)
         return
     if there:
         lacking = session.run(
@@ -112,7 +107,7 @@ def _table(session: Session, schema: TableSchema, create_tables: bool, schema_ch
     try:
         check_indexes(schema, table)
     except OperatorError as error:
-        yield failure(error)
+        yield Finding.of_error(error)
     yield from _constraints(session, schema, table)
     yield from _strangers(session, schema, table)
 
