@@ -500,7 +500,8 @@ class Publisher:
         if self._clock.monotonic() < self._sweep_at:
             return
         for name, table in self._checkpoint.tables.items():
-            if table.phase == TablePhase.SWEEP:
+            # Once it is swept, the frontier says so, and the checkpoint soon will.
+            if table.phase == TablePhase.SWEEP and table == self._frontier.tables.get(name):
                 sweep = partial(self._sink.sweep, self._checkpoint.schemas[name], pack_version(table.resync, 0, 0))
                 self._sweeping = name, table, self._background(sweep)
                 return
