@@ -61,6 +61,14 @@ class _Lines(logging.Formatter):
         return orjson.dumps(fields).decode()
 
 
+class _ToStandardError(logging.Handler):
+    """To what standard error is at the moment: progress bars put themselves in between, below the lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(self.format(record) + "\n")
+        sys.stderr.flush()
+
+
 _lines = _Lines("text")
 
 
@@ -70,7 +78,7 @@ def set_up(form: Format) -> None:
     secrets = _lines.secrets
     _lines = _Lines(form)
     _lines.secrets = secrets
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _ToStandardError()
     handler.setFormatter(_lines)
     log.handlers = [handler]
     log.setLevel(logging.INFO)

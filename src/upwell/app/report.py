@@ -11,6 +11,7 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any, Final
 
+from upwell.app.bars import SnapshotBars
 from upwell.app.build import PublisherParts
 from upwell.clock import iso_time
 from upwell.errors import LeaseLost, TransientError, UpwellError
@@ -64,10 +65,13 @@ class Rates:
 class Reporter:
     """Called about once a second by the running publisher, from its own thread."""
 
-    def __init__(self, parts: PublisherParts, mapping: CountingMapping, pipeline: str) -> None:
+    def __init__(
+        self, parts: PublisherParts, mapping: CountingMapping, pipeline: str, bars: SnapshotBars | None = None
+    ) -> None:
         self._parts = parts
         self._mapping = mapping
         self._pipeline = pipeline
+        self._bars = bars
         self._events, self._rows = Rates(), Rates()
         self._started_at = parts.clock.now()
         self._source: Mapping[str, Any] = {}
@@ -88,7 +92,9 @@ class Reporter:
         status = self.status(health, running=True)
         with suppress(TransientError):  # a full disk is the next checkpoint's trouble, with all its retries
             self._parts.state.put_status(status)
-        if now >= self._log_at:
+        if self._bars is not None:
+            self._bars.update(status["tables"])
+        if now >= self._log_at and not (self._bars is not None and self._bars.shown):
             self._log_at = now + LOG_EVERY_S
             self._log(status)
 
