@@ -37,7 +37,7 @@ class SnapshotBars:
 
     def _show(self, name: str, table: Mapping[str, Any]) -> None:
         if name not in self._tasks:
-            self._tasks[name] = self._progress.add_task(name, rate="", left="")
+            self._tasks[name] = self._progress.add_task(name, total=None, rate="", left="")
         eta = table["eta_seconds"]
         self._progress.update(
             self._tasks[name],
