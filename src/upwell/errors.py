@@ -39,7 +39,12 @@ class OperatorError(UpwellError):
 
 
 class TransientError(UpwellError):
-    """The same again later, for as long as it takes: network, throttling, expired credentials, database down."""
+    """The same again later, for as long as it takes: network, throttling, expired credentials, database down.
+
+    One that ends a command, because nothing has begun yet that could be retried, means a surrounding not ready.
+    """
+
+    exit_code = 3
 
     def __init__(self, message: str, *, throttled: bool = False, code: str = "", remedy: str = "") -> None:
         super().__init__(message, code=code, remedy=remedy)

@@ -190,7 +190,7 @@ def test_every_mistake_has_its_exit_code_and_a_sentence(folder: Path, upwell: An
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(ConfigError("x."), 2), (OperatorError("x."), 3), (TransientError("x."), 1), (KeyboardInterrupt(), 1)],
+    [(ConfigError("x."), 2), (OperatorError("x."), 3), (TransientError("x."), 3), (KeyboardInterrupt(), 1)],
 )
 def test_the_class_of_an_error_is_the_exit_code(
     folder: Path, upwell: Any, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int
