@@ -249,7 +249,8 @@ def broken(text: str) -> UpwellError:
 def refused(text: str, url: str) -> UpwellError:
     """Why a connection could not be made. libpq tells that in words only."""
     where = address(url)
-    text = one_line(text)
+    # libpq's question back is for somebody who has nobody to tell the next step.
+    text = re.sub(r"\s*Is the server running.*", "", one_line(text)).removeprefix("connection failed: ")
     for pattern, code, sentence, remedy in _REFUSALS:
         if re.search(pattern, text, re.IGNORECASE):
             error = OperatorError if code in _FOR_A_PERSON else TransientError
