@@ -7,6 +7,7 @@ from typing import Final
 
 import orjson
 
+from tests.simulation.direct import Items
 from tests.simulation.source import Address, Database, Row
 from tests.simulation.state import SimState
 from upwell.model import (
@@ -18,6 +19,7 @@ from upwell.model import (
     TablePhase,
     Value,
     Version,
+    pack_version,
     unpack_version,
 )
 
@@ -44,6 +46,7 @@ class Checks:
     def __init__(self, database: Database) -> None:
         self.database = database
         self.state: SimState
+        self.items: Items
         self.happened: set[str] = set()  # what may be the cause of a resync
         self.exact = True  # False once changes were lost: a partial event may then meet a row that is too old
         # Against all locks, a publisher reads on that has a successor. Where that one then begins a new epoch, it sends
@@ -150,6 +153,10 @@ class Checks:
         if before is not None and after.epoch > before.epoch:
             self._check_causes(before, after)
             self._unordered = self._unordered or self.overlap
+        for table, progress in after.tables.items():
+            known = before.tables.get(table) if before is not None else None
+            if known is not None and (known.phase, progress.phase) == (TablePhase.SWEEP, TablePhase.STREAM):
+                self._check_swept(table, pack_version(progress.resync, 0, 0))
         if after.position is not None:
             self._check_durable(after.position)
 
@@ -165,6 +172,11 @@ class Checks:
             cause = next((cause for begin, cause in CAUSES.items() if progress.reason.startswith(begin)), None)
             if cause not in self.happened:
                 raise Violation(f"{table}: a resync without a cause, {progress.reason!r}")
+
+    def _check_swept(self, table: str, resync: Version) -> None:
+        for (name, key), item in self.items.items.items():
+            if name == table and item.row is not None and item.version < resync:
+                raise Violation(f"{table} {key[0]}: the resync has ended, and its item is older")
 
     def _check_durable(self, position: Position) -> None:
         incarnation, lsn = parsed(position)

@@ -14,16 +14,16 @@ from upwell.lanes import explicit_hash_key
 from upwell.model import ChangeEvent, LaneItem, Rejection, TableSchema, Version
 from upwell.ports import Parcel
 
-LATE_S = 30.0
 # A write that the service may still carry out.
 Late = Callable[[], None]
 
 
 class LateRequests:
-    """Requests that were given up, and will be carried out within LATE_S."""
+    """Requests that were given up, and will be carried out within `late_s`."""
 
-    def __init__(self, clock: SimClock) -> None:
+    def __init__(self, clock: SimClock, late_s: float) -> None:
         self._clock = clock
+        self._late_s = late_s
         self._waiting: list[tuple[float, Late]] = []
 
     def __len__(self) -> int:
@@ -31,7 +31,7 @@ class LateRequests:
 
     def add(self, late: Late) -> None:
         """Carry it out some time from now."""
-        self._waiting.append((self._clock.time + LATE_S, late))
+        self._waiting.append((self._clock.time + self._late_s, late))
 
     def land(self, number: int) -> None:
         """Carry out one of them."""

@@ -20,7 +20,7 @@ import orjson
 from tests.simulation.checks import Checks, Violation
 from tests.simulation.dice import Dice, SimClock
 from tests.simulation.direct import DirectSink, Items
-from tests.simulation.source import Database, Row, SimSource, poison
+from tests.simulation.source import STILL, Database, Row, SimSource, poison
 from tests.simulation.state import SimControl, SimState
 from tests.simulation.stream import LateRequests, Shard, Stream, StreamSink
 from tests.simulation.target import SimTarget
@@ -33,7 +33,7 @@ from upwell.pipeline.publisher import Publisher, PublisherSettings
 from upwell.ports import Parcel, Request
 
 PIPELINE: Final = "sim"
-TABLES: Final = ("public.items", "public.idle")
+TABLES: Final = ("public.items", "public.idle", STILL)
 NEW_TABLE: Final = "public.new"
 MOMENTS_MAX = 20_000  # of calm: beyond this it never comes to rest
 
@@ -67,36 +67,37 @@ class World:
 
     def __init__(self, seed: int, *, trace: bool = False) -> None:
         self.dice = dice = Dice(seed)
-        self.rng = rng = dice.rng
+        self.rng = dice.rng
         self.clock = SimClock()
         self.trace: list[str] | None = [] if trace else None
-        self.direct = rng.random() < 0.3
-        self.lanes = rng.choice((1, 2, 4, 8))
-        self.ids = rng.choice((4, 8, 12))
-        self.moments = rng.choice((200, 600, 1200))
+        self.direct: bool = dice.setting("direct")
+        self.lanes: int = dice.setting("lanes")
+        self.ids: int = dice.setting("ids")
+        self.moments: int = dice.setting("moments")
         self.database = Database(dice, TABLES, self.ids)
         self.checks = checks = Checks(self.database)
         self.state = checks.state = SimState(dice, checks.saving)
         self.control = SimControl(dice)
         self.stream = Stream(self.lanes)
-        self.items = Items(checks.seen)
+        self.items = checks.items = Items(checks.seen)
         self.target = SimTarget(dice, checks.seen)
         self.applier = Applier(PIPELINE, self.target, self.clock)
-        self.late = LateRequests(self.clock)
+        self.late_s: float = dice.setting("late_s")
+        self.late = LateRequests(self.clock, self.late_s)
         self.background: list[tuple[Process, Callable[[], Any], Future[Any]]] = []
         self.processes: list[Process] = []
-        self.readers = [Reader(f"subscriber {n}") for n in range(rng.choice((1, 1, 2)))]
+        self.readers = [Reader(f"subscriber {n}") for n in range(dice.setting("readers"))]
         self.settings = PublisherSettings(
             pipeline=PIPELINE,
             lanes=self.lanes,
-            window_events_max=rng.choice((1, 3, 10)),
-            chunk_rows_max=rng.choice((1, 3, 5)),
-            pending_bytes_max=rng.choice((2_000, 100_000)),
-            checkpoint_every_s=rng.choice((0.5, 3.0, 20.0)),
+            window_events_max=dice.setting("window_events_max"),
+            chunk_rows_max=dice.setting("chunk_rows_max"),
+            pending_bytes_max=dice.setting("pending_bytes_max"),
+            checkpoint_every_s=dice.setting("checkpoint_every_s"),
         )
-        self.diligence = rng.choice((0.7, 2, 5))  # of the subscribers
-        self.hurry = rng.choice((0.1, 1, 3))  # of what is done in the background
-        self.haste = rng.choice((0.2, 1, 5))  # of a publisher that has a successor
+        self.often: dict[str, float] = {
+            name: dice.setting(name) for name in ("subscribers", "background", "errands", "shown", "haste")
+        }
         self._number = 0
         self._tables = list(TABLES)
 
@@ -125,6 +126,7 @@ class World:
             mock.patch.object(publisher, "failpoint", self._passage("crash.publisher")),
             mock.patch.object(delivery, "failpoint", self._passage("crash.publisher")),
             mock.patch.object(applier, "failpoint", self._passage("crash.subscriber")),
+            mock.patch.object(publisher, "SWEEP_AFTER_START_S", self.late_s + 1.0),
             mock.patch.object(snapshot, "TOUCHED_KEYS_MAX", self.rng.choice((4, 1000))),
             mock.patch("upwell.envelope.PACKED_BYTES_MAX", self.rng.choice((900, 2_000))),
         ):
@@ -144,7 +146,16 @@ class World:
         self.late.land_overdue()
         actor = self.rng.choices(
             (self.write, self.publish, self.send, self.land, self.work, self.subscribe, self.relay, self.trouble),
-            (4, 5, 5, 1, self.hurry, 0 if self.direct else self.diligence, 0.5, 0 if self.dice.calm else 1),
+            (
+                4,
+                5,
+                5,
+                1,
+                self.often["background"],
+                0 if self.direct else self.often["subscribers"],
+                self.often["errands"],
+                0 if self.dice.calm else 1,
+            ),
         )[0]
         actor()
 
@@ -152,6 +163,7 @@ class World:
         """The faults end, everything that is under way arrives, and every lane has something to say."""
         self.note("CALM")
         self.dice.calm = True
+        self.often |= {"background": 2, "errands": 0.5}
         self.database.settle()
         self.processes = self.processes[-1:]
         self._until_quiet()
@@ -200,7 +212,7 @@ class World:
         database = self.database
         if self.dice.calm:
             return
-        if database.unseen and self.rng.random() < 0.5:
+        if database.unseen and self.rng.random() < self.often["shown"]:
             database.show(self.rng.choice(database.unseen))
         elif database.open and self.rng.random() < 0.7:
             transaction = self.rng.choice(database.open)
@@ -233,7 +245,7 @@ class World:
 
     def _turn(self, processes: list[Process]) -> Process:
         """Whose turn it is; where there are two, one may be slow."""
-        return self.rng.choices((processes[0], processes[-1]), (self.haste, 1))[0]
+        return self.rng.choices((processes[0], processes[-1]), (self.often["haste"], 1))[0]
 
     def _process(self) -> Process:
         self._number += 1
@@ -424,6 +436,9 @@ class World:
 
     def _hole(self) -> None:
         """Records are gone from the stream before anybody has read them."""
+        kind = self.rng.choice(("all", "all", "one shard's", "one", "a snapshot's", "a snapshot's", "a snapshot's"))
+        if kind == "all":
+            self._shut_down()  # nobody is there for a long time
         shards = list(self.stream.shards.values())
         unread = [
             (shard, place)
@@ -432,7 +447,6 @@ class World:
             if shard.records[place] is not None
         ]
         of_a_snapshot = [(shard, place) for shard, place in unread if b'"read"' in (shard.records[place] or b"")]
-        kind = self.rng.choice(("all", "one shard's", "a snapshot's", "one"))
         if kind == "one shard's":
             chosen = self.rng.choice(shards)
             unread = [(shard, place) for shard, place in unread if shard is chosen]
@@ -445,8 +459,14 @@ class World:
             self.checks.exact = False
         for shard, place in unread:
             shard.records[place] = None
-        if kind == "all" and self.processes:
-            self._end(self.processes[0])  # nobody was there for a long time
+
+    def _shut_down(self) -> None:
+        """The publisher is stopped as it should be."""
+        for process in list(self.processes):
+            with self._living(process):
+                if process.open:
+                    process.publisher.close()
+            self._end(process)
 
     def _reshard(self) -> None:
         open_ = [shard for shard in self.stream.shards.values() if not shard.closed]
