@@ -36,7 +36,14 @@ from upwell.state.sqlite import SqliteState
 
 Role = Literal["publish", "subscribe"]
 
-UPWELL = Path(sys.executable).with_name("upwell")
+UPWELL = (str(Path(sys.executable).with_name("upwell")),)
+# The same, but for one wait that would make each test with a gap or a kill before a sweep a minute longer: for writes
+# to DynamoDB that a killed publisher left behind. They take milliseconds here.
+IMPATIENT = (
+    sys.executable,
+    "-c",
+    "from upwell.app.cli import main; from upwell.pipeline import publisher; publisher.SWEEP_AFTER_START_S = 1; main()",
+)
 # A busy machine may take long; what hangs is seen all the same.
 COMMAND_S = 90.0
 EQUAL_S = 60.0
@@ -49,12 +56,12 @@ _LOGS_SHOWN = 6
 class Program:
     """One run of a command that goes on until it is told to stop."""
 
-    def __init__(self, arguments: Sequence[str], log: Path, environ: dict[str, str]) -> None:
+    def __init__(self, command: Sequence[str], log: Path, environ: dict[str, str]) -> None:
         self.log = log
         self.started_at = time.monotonic()
         with log.open("wb") as output:
             self._process = subprocess.Popen(
-                [UPWELL, *arguments],
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -112,6 +119,7 @@ class Pipeline:
     source_url: str  # for the workload: postgresql://… or a path
     target_url: str = ""  # of a PostgreSQL target
     environ: dict[str, str] = field(default_factory=dict)
+    upwell: Sequence[str] = UPWELL
     programs: list[Program] = field(default_factory=list)
     workloads: list[Workload] = field(default_factory=list)
 
@@ -146,7 +154,7 @@ class Pipeline:
         if failpoint:
             environ["UPWELL_FAILPOINT"] = failpoint
         log = self.folder / f"{len(self.programs):02}-{role}.log"
-        program = Program([role, "-c", str(self.file), *options], log, environ)
+        program = Program([*self.upwell, role, "-c", str(self.file), *options], log, environ)
         self.programs.append(program)
         return program
 
@@ -172,7 +180,7 @@ class Pipeline:
     def run(self, *arguments: str) -> str:
         """Another command, which must succeed; its standard output."""
         done = subprocess.run(
-            [UPWELL, *arguments, "-c", str(self.file)],
+            [*self.upwell, *arguments, "-c", str(self.file)],
             capture_output=True,
             text=True,
             timeout=COMMAND_S,
@@ -352,6 +360,7 @@ def into_dynamodb(folder: Path, *, source_url: str, dynamodb_endpoint: str) -> P
         DynamoDbRows(dynamodb_endpoint, prefix),
         source_url,
         environ=dict(_KEYS_FOR_LOCAL_SERVERS),
+        upwell=IMPATIENT,
     )
     pipeline.write_configuration()
     return pipeline

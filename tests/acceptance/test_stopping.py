@@ -16,7 +16,7 @@ import psycopg
 import pytest
 
 from tests.acceptance.compare import StreamRecord, differences, stream_records
-from tests.acceptance.pipelines import STOP_S, Pipeline, explained, through_kinesis
+from tests.acceptance.pipelines import STOP_S, Pipeline, Program, explained, through_kinesis
 from tests.acceptance.workload import Writing, create_tables
 from tests.fake_aws import listening
 from upwell.model import unpack_version
@@ -33,6 +33,7 @@ class Wire:
         self._alive = threading.Event()
         self._alive.set()
         self._ended = threading.Event()
+        self.waiting = threading.Event()  # something was said to the dead server, and is not answered
         self.url = ""
 
     def go_dead(self) -> None:
@@ -52,6 +53,8 @@ class Wire:
     def _pump(self, source: socket.socket, sink: socket.socket) -> None:
         with suppress(OSError):
             while data := source.recv(65536):
+                if not self._alive.is_set():
+                    self.waiting.set()
                 self._alive.wait()
                 if self._ended.is_set():
                     break
@@ -139,43 +142,58 @@ def assert_subscriber_saved(pipeline: Pipeline, records: list[StreamRecord]) -> 
 
 
 def test_while_the_destination_is_dead(pipeline: Pipeline, kinesis_endpoint: str) -> None:
-    with wire(kinesis_endpoint) as way:
-        pipeline.configuration["destination"]["kinesis"]["endpoint_url"] = way.url
-        pipeline.write_configuration()
-        publisher, subscriber = pipeline.start("publish"), pipeline.start("subscribe")
-        await_work(pipeline)
-        way.go_dead()
-        for _ in range(10):
-            pipeline.workloads[0].transaction()
+    with wire(kinesis_endpoint) as there, wire(kinesis_endpoint) as back:
+        publisher, subscriber = cut_off(pipeline, there, back)
+        told_at = time.monotonic()
         for program in (publisher, subscriber):
             program.send(signal.SIGTERM)
-        time.sleep(0.5)
-        assert publisher.running, "there was nothing under way"
-        told_at = time.monotonic()
-        subscriber.send(signal.SIGTERM)
-        assert subscriber.wait(AT_ONCE_S) in (0, 128 + signal.SIGTERM)
-        assert publisher.wait(STOP_S) == 0
-        assert time.monotonic() - told_at < STOP_S
+        assert subscriber.wait(STOP_S) == 0
+        assert publisher.wait(STOP_S - (time.monotonic() - told_at)) == 0
         assert differences(pipeline.source, pipeline.target, pipeline.tables)
-    pipeline.configuration["destination"]["kinesis"]["endpoint_url"] = kinesis_endpoint
-    pipeline.write_configuration()
+    through(pipeline, kinesis_endpoint)
     pipeline.once_through()
     pipeline.assert_equal()
 
 
 def test_a_second_signal_ends_at_once(pipeline: Pipeline, kinesis_endpoint: str) -> None:
-    with wire(kinesis_endpoint) as way:
-        pipeline.configuration["destination"]["kinesis"]["endpoint_url"] = way.url
-        pipeline.write_configuration()
-        publisher, subscriber = pipeline.start("publish"), pipeline.start("subscribe")
-        await_work(pipeline)
-        way.go_dead()
-        for _ in range(10):
-            pipeline.workloads[0].transaction()
-        time.sleep(0.5)
-        publisher.send(signal.SIGTERM)
+    with wire(kinesis_endpoint) as there, wire(kinesis_endpoint) as back:
+        programs = cut_off(pipeline, there, back)
+        for program in programs:
+            program.send(signal.SIGTERM)
         time.sleep(0.3)
-        assert publisher.running, "there was nothing under way"
-        publisher.send(signal.SIGTERM)
-        assert publisher.wait(AT_ONCE_S) == 128 + signal.SIGTERM
-        subscriber.kill()
+        for program in programs:
+            assert program.running, "there was nothing under way"
+            program.send(signal.SIGTERM)
+        for program in programs:
+            assert program.wait(AT_ONCE_S) == 128 + signal.SIGTERM
+
+
+def cut_off(pipeline: Pipeline, there: Wire, back: Wire) -> tuple[Program, Program]:
+    """Publisher and subscriber at work, each waiting for an answer that does not come."""
+    through(pipeline, there.url)
+    publisher = pipeline.start("publish")
+    await_log(publisher)
+    through(pipeline, back.url)
+    subscriber = pipeline.start("subscribe")
+    await_work(pipeline)
+    there.go_dead()
+    back.go_dead()
+    for _ in range(10):
+        pipeline.workloads[0].transaction()
+    assert there.waiting.wait(STOP_S), "the publisher sends nothing"
+    assert back.waiting.wait(STOP_S), "the subscriber asks for nothing"
+    return publisher, subscriber
+
+
+def through(pipeline: Pipeline, url: str) -> None:
+    """From now on programs reach Kinesis this way."""
+    pipeline.configuration["destination"]["kinesis"]["endpoint_url"] = url
+    pipeline.write_configuration()
+
+
+def await_log(program: Program) -> None:
+    """It has read its configuration."""
+    deadline = time.monotonic() + STOP_S
+    while not program.log.stat().st_size:
+        assert time.monotonic() < deadline, "it says nothing"
+        time.sleep(0.02)

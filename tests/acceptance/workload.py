@@ -122,7 +122,8 @@ class Workload:
         """One transaction of one to a few changes, or of many, or one that comes to nothing."""
         large = self._random.random() < 0.05
         known = {table: set(keys) for table, keys in self._keys.items()}
-        self._connection.execute("BEGIN")
+        # Who reads before he writes gets no turn in SQLite where somebody else, such as upwell, wrote in between.
+        self._connection.execute("BEGIN IMMEDIATE" if self._dialect == "sqlite" else "BEGIN")
         for _ in range(LARGE_TRANSACTION_ROWS if large else self._random.randint(1, 4)):
             self._change()
         if self._random.random() < 0.08:
