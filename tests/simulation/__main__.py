@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 import traceback
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
@@ -28,6 +29,11 @@ def failure(seed: int, bug: str | None = None) -> str | None:
 def failures(seeds: range, bug: str | None = None) -> list[tuple[int, str]]:
     """(seed, what went wrong) of those that fail."""
     return [(seed, why) for seed in seeds if (why := failure(seed, bug)) is not None]
+
+
+def finder(bug: str, seeds: Iterable[int]) -> int | None:
+    """The first of the seeds that finds the planted bug."""
+    return next((seed for seed in seeds if failure(seed, bug)), None)
 
 
 def replay(seed: int, bug: str | None, *, trace: bool) -> int:
@@ -61,10 +67,16 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=500, help="how many, from --first on")
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--bugs", action="store_true", help="for each planted bug, the first seed that finds it")
     parser.add_argument("--bug", choices=sorted(BUGS), help="plant this bug first")
     arguments = parser.parse_args()
     if arguments.seed is not None:
         return replay(arguments.seed, arguments.bug, trace=arguments.trace)
+    if arguments.bugs:
+        with ProcessPoolExecutor(arguments.workers) as pool:
+            for bug, seed in zip(BUGS, pool.map(partial(finder, seeds=range(arguments.seeds)), BUGS), strict=True):
+                say(f'"{bug}": {seed},')
+        return 0
     started = time.monotonic()
     end = arguments.first + arguments.seeds
     tasks = [range(n, min(n + SEEDS_PER_TASK, end)) for n in range(arguments.first, end, SEEDS_PER_TASK)]

@@ -55,6 +55,7 @@ SETTINGS: Final[dict[str, tuple[Any, ...]]] = {
     "subscribers": (0.7, 2, 5),  # how often they do something
     "background": (0.02, 0.3, 2),  # how often something in the background is done
     "errands": (0.02, 0.5),  # how often repairs are asked for
+    "remembered": (4, 1000),  # how many keys of delivered transactions
     "shown": (0.05, 0.5),  # how soon a commit that only the log tells of is seen by all
     "haste": (0.2, 1, 5),  # of a publisher that has a successor
 }
@@ -72,10 +73,13 @@ THEMES: Final = (
     Theme(),
     Theme(
         ("chaos.hole", "chaos.request"),
-        {"direct": False, "moments": 2000, "subscribers": 0.7, "errands": 0.02, "chunk_rows_max": 5},
+        {"direct": False, "moments": 2000, "subscribers": 0.7, "errands": 0.02, "chunk_rows_max": 5, "lanes": 2},
     ),
     Theme(("chaos.hole", "chaos.reshard", "chaos.reread"), {"direct": False, "subscribers": 0.7, "moments": 600}),
-    Theme(("source.slow_commit", "chaos.request"), {"shown": 0.05, "chunk_rows_max": 1, "moments": 2000}),
+    Theme(
+        ("source.slow_commit", "chaos.new_table"),
+        {"shown": 0.2, "chunk_rows_max": 5, "ids": 12, "moments": 300, "remembered": 1000},
+    ),
     Theme(("source.slow_commit", "source.slow_log", "source.away", "crash.publisher", "chaos.truncate")),
     Theme(("chaos.request", "chaos.truncate", "chaos.add_column", "crash.publisher")),
     Theme(

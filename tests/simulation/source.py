@@ -252,7 +252,7 @@ class Database:
         transaction = Transaction(self._next_xid())
         rows = dict(self.newest[table])
         for id_ in ids:
-            row = {**self._new_row(table, rows), "u": None, "big": "small"}
+            row = {**self._new_row(table, rows), "u": None}
             self._put(transaction, table, rows, id_, row, "update" if id_ in rows else "insert")
         self.open.append(transaction)
         self.commit(transaction)
@@ -290,7 +290,7 @@ class Database:
         rows: dict[int, Row] = {}
         for id_ in range(1, self._dice.rng.randrange(2, self._ids)):
             self._states += 1
-            rows[id_] = {"id": id_, "n": self._states, "u": None, "big": f"small {id_}"}
+            rows[id_] = {"id": id_, "n": self._states, "u": None, "big": f"{LARGE} {id_}"}
             self.remember(table, id_, rows[id_])
         self.newest[table] = rows
         self.seen[table] = dict(rows)

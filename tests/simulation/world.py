@@ -127,7 +127,7 @@ class World:
             mock.patch.object(delivery, "failpoint", self._passage("crash.publisher")),
             mock.patch.object(applier, "failpoint", self._passage("crash.subscriber")),
             mock.patch.object(publisher, "SWEEP_AFTER_START_S", self.late_s + 1.0),
-            mock.patch.object(snapshot, "TOUCHED_KEYS_MAX", self.rng.choice((4, 1000))),
+            mock.patch.object(snapshot, "TOUCHED_KEYS_MAX", self.dice.setting("remembered")),
             mock.patch("upwell.envelope.PACKED_BYTES_MAX", self.rng.choice((900, 2_000))),
         ):
             yield
