@@ -390,6 +390,7 @@ class Publisher:
             elif not repair:
                 self._state.finish(request)
         self._asked.clear()
+        self._repairs = None  # what is being polled may still hold what has just been answered
 
     def _begin_resyncs(self) -> None:
         self._raise_epoch(advanced(self._checkpoint, self._frontier, self.delivery.acknowledged()))

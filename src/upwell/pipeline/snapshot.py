@@ -39,8 +39,8 @@ class DeliveredKeys:
             table = event.schema.table
             if table in tables:
                 keys = self._touched.setdefault(event.transaction, {})
+                self._count += (table, event.key) not in keys
                 keys[table, event.key] = event.schema.partial
-                self._count += 1
 
     def newer_than(self, chunk: Chunk) -> dict[bytes, bool]:
         """key → partial, of the chunk's table, where a delivered transaction is not contained in the chunk."""
