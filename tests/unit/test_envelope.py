@@ -1,0 +1,196 @@
+"""The wire format: golden files, so that what was published yesterday can be read tomorrow, and round trips."""
+
+from pathlib import Path
+
+import orjson
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from upwell import envelope
+from upwell.envelope import Compression, ReceivedEvent, cloud_event, pack_record, unpack_record
+from upwell.errors import Rejected
+from upwell.model import (
+    DELETE,
+    UPSERT,
+    ChangeEvent,
+    Column,
+    Kind,
+    LaneItem,
+    LaneRecord,
+    Marker,
+    TableSchema,
+    pack_version,
+    unpack_version,
+)
+
+GOLDEN = Path(__file__).parent / "golden"
+USERS = TableSchema(
+    "dbo.users",
+    (
+        Column("id", "int", Kind.INT),
+        Column("email", "nvarchar(200)", Kind.TEXT),
+        Column("balance", "decimal(12,2)", Kind.DECIMAL),
+    ),
+    ("id",),
+    "sqlserver",
+)
+ORDER_LINES = TableSchema(
+    'sales."order lines"',
+    (Column("line", "int", Kind.INT), Column("order", "varchar(20)", Kind.TEXT), Column("note", "text", Kind.TEXT)),
+    ("order", "line"),
+    "sqlserver",
+    target="sales.lines",
+)
+TIME = "2026-01-31T10:00:00.1234567Z"
+ITEMS: list[LaneItem] = [
+    Marker(USERS, 1, "open", 64, 17),
+    ChangeEvent(
+        USERS, UPSERT, pack_version(1, 42, 1), TIME, b"[7]", b'[7,"a@example.com","12.50"]', "update", 99, ("balance",)
+    ),
+    ChangeEvent(USERS, DELETE, pack_version(1, 43, 1), TIME, b"[8]", None, "delete", 99),
+    ChangeEvent(
+        ORDER_LINES.without(frozenset({"note"})),
+        UPSERT,
+        pack_version(1, 44, 2**32 - 1),
+        TIME,
+        '["Größe/1",2]'.encode(),
+        '[2,"Größe/1"]'.encode(),
+        "read",
+    ),
+    ChangeEvent(
+        ORDER_LINES, UPSERT, pack_version(2**32 - 1, 2**64 - 1, 0), TIME, b'["o",1]', b'[1,"o",null]', "insert"
+    ),
+    Marker(USERS, 1, "close", 64, 17),
+]
+RECORD = LaneRecord("legacy-shop", 17, 4, 1, (3, 911), ITEMS)
+
+
+def received(item: LaneItem) -> ReceivedEvent | Marker:
+    """What a subscriber sees of it."""
+    if isinstance(item, Marker):
+        return item
+    key = tuple(orjson.loads(item.key))
+    return ReceivedEvent(item.schema, item.operation, item.version, item.time, key, item.values())
+
+
+def test_a_packed_record_is_as_it_always_was() -> None:
+    data, count = pack_record("legacy-shop", 17, 4, 1, (3, 911), ITEMS)
+    assert count == len(ITEMS)
+    assert data.decode() == (GOLDEN / "packed.jsonl").read_text("utf-8")
+
+
+def test_what_was_packed_long_ago_is_read() -> None:
+    record = unpack_record((GOLDEN / "packed.jsonl").read_bytes())
+    assert record == LaneRecord("legacy-shop", 17, 4, 1, (3, 911), [received(item) for item in ITEMS])
+
+
+def test_cloud_events_are_as_they_always_were() -> None:
+    lines = [cloud_event("legacy-shop", item).decode() for item in ITEMS if isinstance(item, ChangeEvent)]
+    assert "\n".join(lines) + "\n" == (GOLDEN / "cloudevents.jsonl").read_text("utf-8")
+
+
+values = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text()
+)
+names = st.text(min_size=1).filter(lambda name: name.isprintable())
+
+
+@st.composite
+def events(draw: st.DrawFn) -> ChangeEvent:
+    columns = draw(st.lists(names, min_size=1, max_size=5, unique=True))
+    key = tuple(draw(st.permutations(columns))[: draw(st.integers(1, len(columns)))])
+    schema = TableSchema(
+        draw(names),
+        tuple(Column(name, draw(names), draw(st.sampled_from(Kind))) for name in columns),
+        key,
+        "postgresql",
+        draw(st.none() | names),
+        draw(st.booleans()),
+    )
+    row = [draw(values) for _ in columns]
+    key_json = orjson.dumps([row[index] for index in schema.key_indexes])
+    version = pack_version(*(draw(st.integers(0, 2**bits - 1)) for bits in (32, 64, 32)))
+    if draw(st.booleans()):
+        return ChangeEvent(schema, DELETE, version, TIME, key_json, None, "delete")
+    changed = draw(st.none() | st.just(tuple(columns)))
+    was = draw(st.sampled_from(("insert", "update", "read")))
+    return ChangeEvent(schema, UPSERT, version, TIME, key_json, orjson.dumps(row), was, 1, changed)  # type: ignore[arg-type]
+
+
+@given(
+    st.lists(events(), min_size=1, max_size=8),
+    st.integers(0, 1023),
+    st.none() | st.tuples(st.integers(0, 2**53), st.integers(0, 2**53)),
+    st.sampled_from(("none", "zstd")),
+)
+def test_what_is_packed_is_unpacked(
+    items: list[ChangeEvent], lane: int, after: tuple[int, int] | None, compression: Compression
+) -> None:
+    data, count = pack_record("pipe", lane, 3, 9, after, items, compression)
+    assert count == len(items)
+    assert unpack_record(data) == LaneRecord("pipe", lane, 3, 9, after, [received(item) for item in items])
+
+
+@given(st.lists(st.integers(1, 4000), min_size=1, max_size=30))
+def test_records_are_cut_at_the_limit_and_nothing_falls_between_them(sizes: list[int]) -> None:
+    schema = TableSchema("t", (Column("id", "text", Kind.TEXT),), ("id",), "sqlite")
+    rows = [orjson.dumps(["x" * size]) for size in sizes]
+    items = [ChangeEvent(schema, UPSERT, pack_version(1, 1, 0), TIME, row, row, "insert") for row in rows]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(envelope, "PACKED_BYTES_MAX", 5000)
+        seen: list[bytes] = []
+        while len(seen) < len(items):
+            data, count = pack_record("p", 0, 1, 1, None, items[len(seen) :])
+            assert len(data) <= 5000 or count == 1
+            seen += [orjson.dumps(item.values) for item in unpack_record(data).items if isinstance(item, ReceivedEvent)]
+    assert seen == rows
+
+
+HEADER = '{"upwell":1,"pipeline":"p","lane":0,"term":1,"seq":1,"schemas":{"s":{"table":"t","key":["id"],"columns":[["id","int"]],"kinds":["int"],"dialect":"sqlite"}}}'  # noqa: E501 - one line of the format
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xff\xfe",
+        b"{}",
+        b"[]",
+        b"not JSON",
+        HEADER.replace('"upwell":1', '"upwell":2').encode(),
+        HEADER.replace('"lane":0,', "").encode(),
+        HEADER.replace('["id","int"]', '["id"]').encode(),
+        f'{HEADER}\n["u","s","{"0" * 32}","",[1,2]]'.encode(),
+        f'{HEADER}\n["d","s","{"0" * 32}","",[1,2]]'.encode(),
+        f'{HEADER}\n["u","unknown","{"0" * 32}","",[1]]'.encode(),
+        f'{HEADER}\n["u","s","xyz","",[1]]'.encode(),
+        f'{HEADER}\n["?","s"]'.encode(),
+        f'{HEADER}\n["u","s"'.encode(),
+        zstandard.compress(b"{}") + b"rest",
+        zstandard.compress(b"{}")[:-3],
+        b"\x28\xb5\x2f\xfd" + b"rubbish",
+    ],
+)
+def test_what_is_no_record_is_rejected(data: bytes) -> None:
+    with pytest.raises(Rejected):
+        unpack_record(data)
+
+
+def test_a_small_record_can_not_fill_the_memory() -> None:
+    bomb = zstandard.compress(bytes(envelope.UNPACKED_BYTES_MAX + 1))
+    assert len(bomb) < 10_000
+    with pytest.raises(Rejected):
+        unpack_record(bomb)
+
+
+@given(*[st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1)) for _ in range(2)])
+def test_versions_compare_as_their_parts(one: tuple[int, int, int], other: tuple[int, int, int]) -> None:
+    assert unpack_version(pack_version(*one)) == one
+    assert (pack_version(*one) < pack_version(*other)) == (one < other)
+    assert (pack_version(*one).hex() < pack_version(*other).hex()) == (one < other)
