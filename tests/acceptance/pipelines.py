@@ -77,6 +77,13 @@ class Program:
     def pid(self) -> int:
         return self._process.pid
 
+    def await_words(self) -> None:
+        """It has read its configuration, which may be changed for others from now on."""
+        deadline = time.monotonic() + COMMAND_S
+        while not self.log.stat().st_size:
+            assert time.monotonic() < deadline, f"{self.log.name} says nothing"
+            time.sleep(0.02)
+
     def send(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
@@ -226,6 +233,13 @@ class Pipeline:
     def assert_no_dead_letters(self) -> None:
         letters = self.dead_letters()
         assert not letters, f"{len(letters)} dead letters:\n{shown(letters)}"
+
+    def assert_no_holes(self) -> None:
+        """A loss on the way would have been repaired, and so would not show in the rows."""
+        if self.target_url:
+            with psycopg.connect(self.target_url) as target:
+                holes = target.execute("SELECT reason FROM upwell.repair_request").fetchall()
+            assert not holes, f"records were lost: {holes[0][0]}"
 
     def state(self) -> SqliteState:
         """The publisher's state file, as the command line uses it."""

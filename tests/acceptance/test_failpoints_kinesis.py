@@ -53,6 +53,7 @@ def test_a_publisher_that_dies(pipeline: Pipeline, place: str) -> None:
         source.execute("DELETE FROM ledger WHERE entry = 0")
         pipeline.once_through()
         pipeline.assert_equal()
+        pipeline.assert_no_holes()
         letters = pipeline.dead_letters()
         assert all("public.ledger [0]" in letter and "bytes" in letter for letter in letters), letters
         assert len(letters) <= 1
@@ -67,6 +68,7 @@ def test_a_truncate_is_not_forgotten(pipeline: Pipeline, place: str) -> None:
         die_at(pipeline, "publish", place)
         pipeline.once_through()
         pipeline.assert_equal()
+        pipeline.assert_no_holes()
 
 
 @pytest.mark.parametrize("place", SUBSCRIBER)
@@ -82,6 +84,7 @@ def test_a_subscriber_that_dies(pipeline: Pipeline, place: str, kinesis_endpoint
         die_at(pipeline, "subscribe", place, passage=1 if place in SELDOM else Random(place).randint(1, 3))
         pipeline.once("subscribe")
         pipeline.assert_equal()
+        pipeline.assert_no_holes()
 
 
 def test_a_place_that_is_never_reached_fails(pipeline: Pipeline) -> None:

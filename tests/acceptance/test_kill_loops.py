@@ -45,6 +45,7 @@ def survive(pipeline: Pipeline, making_way: tuple[str, ...], seed: int) -> None:
     pipeline.once_through()
     pipeline.assert_equal()
     pipeline.assert_no_dead_letters()
+    pipeline.assert_no_holes()
 
 
 def test_postgresql_through_kinesis_to_postgresql(

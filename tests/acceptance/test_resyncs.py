@@ -76,6 +76,7 @@ def running(pipeline: Pipeline) -> Iterator[None]:
     pipeline.once_through()
     pipeline.assert_equal()
     pipeline.assert_no_dead_letters()
+    pipeline.assert_no_holes()
 
 
 def change_unseen(source: Connection) -> None:

@@ -50,6 +50,7 @@ def test_splits_and_merges_with_two_subscribers(
         pipeline.once_through()
         pipeline.assert_equal()
         pipeline.assert_no_dead_letters()
+        pipeline.assert_no_holes()
         ended = stream.closed()
         assert len(ended) >= CHANGES, "hardly any shard was split or merged"
         assert finished(target) == ended

@@ -102,6 +102,7 @@ def test_under_load_what_is_saved_is_true(pipeline: Pipeline, kinesis_endpoint: 
         stops.append((saved_commit(pipeline), {event for record in records for event in record.events}))
     pipeline.once_through()
     pipeline.assert_equal()
+    pipeline.assert_no_holes()
     everything = {event for record in stream_records(kinesis_endpoint, pipeline.name) for event in record.events}
     for commit, sent in stops:
         assert len(sent) < len(everything), "nothing was left to do when it was told to stop"
@@ -153,6 +154,7 @@ def test_while_the_destination_is_dead(pipeline: Pipeline, kinesis_endpoint: str
     through(pipeline, kinesis_endpoint)
     pipeline.once_through()
     pipeline.assert_equal()
+    pipeline.assert_no_holes()
 
 
 def test_a_second_signal_ends_at_once(pipeline: Pipeline, kinesis_endpoint: str) -> None:
@@ -172,7 +174,7 @@ def cut_off(pipeline: Pipeline, there: Wire, back: Wire) -> tuple[Program, Progr
     """Publisher and subscriber at work, each waiting for an answer that does not come."""
     through(pipeline, there.url)
     publisher = pipeline.start("publish")
-    await_log(publisher)
+    publisher.await_words()
     through(pipeline, back.url)
     subscriber = pipeline.start("subscribe")
     await_work(pipeline)
@@ -189,11 +191,3 @@ def through(pipeline: Pipeline, url: str) -> None:
     """From now on programs reach Kinesis this way."""
     pipeline.configuration["destination"]["kinesis"]["endpoint_url"] = url
     pipeline.write_configuration()
-
-
-def await_log(program: Program) -> None:
-    """It has read its configuration."""
-    deadline = time.monotonic() + STOP_S
-    while not program.log.stat().st_size:
-        assert time.monotonic() < deadline, "it says nothing"
-        time.sleep(0.02)

@@ -65,6 +65,7 @@ def test_rows_that_swap_unique_values(new_database: Callable[[], str], kinesis_e
                 swap(source, seed)
                 pipeline.await_equal()
         pipeline.assert_no_dead_letters()
+        pipeline.assert_no_holes()
         pipeline.once_through()
         pipeline.assert_equal()
         waiting, made_way = rows_that_made_way(target)

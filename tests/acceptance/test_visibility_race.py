@@ -78,5 +78,6 @@ def test_commits_that_are_delivered_before_they_are_seen(
             pipeline.once_through()
             pipeline.assert_equal()
             pipeline.assert_no_dead_letters()
+            pipeline.assert_no_holes()
         assert sum(waited) > RESYNCS, "hardly any commit waited"
         assert watch.changes_seen > 100, "the target hardly changed while it was watched"
