@@ -8,7 +8,7 @@ from typing import Final
 import orjson
 
 from tests.simulation.direct import Items
-from tests.simulation.source import Address, Database, Row
+from tests.simulation.source import Address, Change, Database, Row
 from tests.simulation.state import SimState
 from upwell.model import (
     ChangeEvent,
@@ -32,6 +32,7 @@ CAUSES: Final = {
     "The changes of": "table_lost",
     "asked": "request",
     "Lane": "hole",
+    "a row may have entered the filter": "filter",
     "A publisher without the lease": "takeover",
 }
 
@@ -187,12 +188,15 @@ class Checks:
         for transaction in self.database.log:
             if after < transaction.commit <= lsn:
                 for ordinal, change in enumerate(transaction.changes):
-                    self._check_change(change.table, change.id, transaction.commit, ordinal)
+                    self._check_change(change, transaction.commit, ordinal)
         self._verified[incarnation] = max(after, lsn)
 
-    def _check_change(self, table: str, id_: int, commit: int, ordinal: int) -> None:
+    def _check_change(self, change: Change, commit: int, ordinal: int) -> None:
+        table, id_ = change.table, change.id
         if table not in self._saved.tables:
             return  # not of this pipeline yet
+        if change.row is not None and not self.database.leaves(table, change.row):
+            return
         if any(name == table and commit <= lsn for name, lsn in self.database.tables_lost):
             return
         key = orjson.dumps([id_])

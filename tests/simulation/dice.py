@@ -43,6 +43,7 @@ RATES: Final = {
 # How a run is made. The first theme leaves all to chance; the others bring together what makes trouble together.
 SETTINGS: Final[dict[str, tuple[Any, ...]]] = {
     "direct": (True, False, False),  # to a direct destination; else through a stream to a relational target
+    "filtered": (True, False, False),  # whether only some rows of a table leave the source
     "lanes": (1, 2, 4, 8),
     "ids": (4, 8, 12),
     "moments": (200, 600, 2000),

@@ -36,6 +36,8 @@ from upwell.model import (
 Row = dict[str, Value]
 Address = tuple[str, int]  # table, id
 STILL: Final = "public.still"  # nobody writes to this table once the simulation has begun
+FILTERED: Final = "public.idle"
+FILTER: Final = "u IS NOT NULL"
 TIME: Final = "2026-01-31T10:00:00.000000Z"
 # What `big` begins with: a value too large to be repeated by the log, and values that can't go all the way.
 LARGE, UNREADABLE, TOO_LARGE, REFUSED = "large", "unreadable", "too-large", "refused"
@@ -83,8 +85,10 @@ class Transaction:
 class Database:
     """The user's database, and the truth about it."""
 
-    def __init__(self, dice: Dice, tables: Sequence[str], ids: int) -> None:
+    def __init__(self, dice: Dice, tables: Sequence[str], ids: int, *, filtered: bool) -> None:
+        """`filtered`: only those rows of FILTERED that pass FILTER are to leave."""
         self._dice = dice
+        self.filtered = filtered
         self._ids = ids
         self.incarnation = 1
         self.lsn = 100
@@ -232,8 +236,13 @@ class Database:
             rows[change.table][change.id] = change.row
 
     def remember(self, table: str, id_: int, row: Row | None) -> None:
-        """A new state in the row's history."""
-        self.history.setdefault((table, id_), [None]).append(row)
+        """A new state in the row's history, as who sees only the rows that leave has it."""
+        leaves = row is not None and self.leaves(table, row)
+        self.history.setdefault((table, id_), [None]).append(row if leaves else None)
+
+    def leaves(self, table: str, row: Row) -> bool:
+        """Whether the row passes the filter: FILTER, in Python."""
+        return not (self.filtered and table == FILTERED) or row["u"] is not None
 
     def _next_xid(self) -> int:
         self.xid += 1

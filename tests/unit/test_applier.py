@@ -97,6 +97,11 @@ def test_a_partial_event_of_a_deleted_row_changes_nothing() -> None:
     assert rows(planned(record(1, delete(1, 1), upsert(1, 2, "x", schema=PARTIAL)))) == [[("d", [1])]]
 
 
+def test_a_row_of_a_partial_schema_that_left_its_filter_is_deleted() -> None:
+    gone = delete(1, 2)._replace(schema=PARTIAL)
+    assert rows(planned(record(1, upsert(1, 1, "a", "b", "large"), gone))) == [[("d", [1])]]
+
+
 def test_a_partial_event_with_columns_that_the_row_before_lacks_is_written_after_it() -> None:
     wider = WIDER.without(frozenset({"big"}))
     work = planned(record(1, upsert(1, 1, "a", "b", "large"), upsert(1, 2, "c", "d", "new", schema=wider)))

@@ -60,13 +60,14 @@ class _Fold:
         """False: the event can't be merged with the one before it; it belongs to the next fold."""
         address = event.schema.table, event.key
         before = self.events.get(address)
-        if before is not None and event.schema.partial and before.operation == UPSERT:
+        # A delete may have a partial schema too: a row that left its filter.
+        if before is not None and event.schema.partial and event.operation == UPSERT:
+            if before.operation == DELETE:
+                return True  # the row is gone: there is nothing that a partial event could change
             merged = _merged(before, event)
             if merged is None:
                 return False
             event = merged
-        elif before is not None and event.schema.partial:
-            return True  # the row is gone: there is nothing that a partial event could change
         self.events[address] = event
         return True
 
