@@ -25,6 +25,7 @@ RATES: Final = {
     "crash.subscriber": 0.01,
     "chaos.takeover": 0.15,  # the rates of chaos are for each moment of trouble, see World
     "chaos.hole": 0.2,
+    "chaos.snapshot_hole": 0.1,
     "chaos.reshard": 0.15,
     "chaos.reread": 0.2,
     "chaos.truncate": 0.05,
@@ -73,7 +74,7 @@ THEMES: Final = (
     Theme(),
     Theme(),
     Theme(
-        ("chaos.hole", "chaos.request"),
+        ("chaos.snapshot_hole", "chaos.request"),
         {"direct": False, "moments": 2000, "subscribers": 0.7, "errands": 0.02, "chunk_rows_max": 5, "lanes": 2},
     ),
     Theme(("chaos.hole", "chaos.reshard", "chaos.reread"), {"direct": False, "subscribers": 0.7, "moments": 600}),

@@ -18,7 +18,7 @@ from unittest import mock
 import orjson
 
 from tests.simulation.checks import Checks, Violation
-from tests.simulation.dice import Dice, SimClock
+from tests.simulation.dice import RATES, Dice, SimClock
 from tests.simulation.direct import DirectSink, Items
 from tests.simulation.source import FILTER, FILTERED, STILL, Database, Row, SimSource, poison
 from tests.simulation.state import SimControl, SimState
@@ -26,7 +26,7 @@ from tests.simulation.stream import LateRequests, Shard, Stream, StreamSink
 from tests.simulation.target import SimTarget
 from upwell.errors import LeaseLost, TransientError, UpwellError
 from upwell.mapping import Mapping, TableRule
-from upwell.model import TableName, TablePhase
+from upwell.model import TableName
 from upwell.pipeline import applier, delivery, publisher, snapshot
 from upwell.pipeline.applier import Applier
 from upwell.pipeline.publisher import Publisher, PublisherSettings
@@ -416,18 +416,12 @@ class World:
 
     def trouble(self) -> None:
         """Now and then something goes wrong that is more than an error."""
-        for name in ("takeover", "hole", "reshard", "reread", "truncate", "add_column", "log_lost", "table_lost",
-                     "restore", "replace_server", "request", "new_table"):  # fmt: skip
-            if self.dice.hit(f"chaos.{name}"):
+        for fault in RATES:
+            kind, _, name = fault.partition(".")
+            if kind == "chaos" and self.dice.hit(fault):
                 getattr(self, f"_{name}")()
-        if self._resyncing() and self.dice.hit("chaos.hole"):
-            self._hole()
         if self.dice.one_in(10):
             self.database.back_up()
-
-    def _resyncing(self) -> bool:
-        tables = self.state.checkpoint.tables.values() if self.state.checkpoint else ()
-        return any(table.phase == TablePhase.SNAPSHOT for table in tables)
 
     def _happened(self, cause: str, *details: Any) -> None:
         self.note("TROUBLE:", cause, *details)
@@ -441,28 +435,38 @@ class World:
 
     def _hole(self) -> None:
         """Records are gone from the stream before anybody has read them."""
-        kind = self.rng.choice(("all", "all", "one shard's", "one", "a snapshot's", "a snapshot's", "a snapshot's"))
+        kind = self.rng.choice(("all", "one shard's", "one"))
         if kind == "all":
             self._shut_down()  # nobody is there for a long time
-        shards = list(self.stream.shards.values())
-        unread = [
+        unread = self._unread()
+        if kind == "one shard's":
+            chosen = self.rng.choice(list(self.stream.shards.values()))
+            unread = [(shard, place) for shard, place in unread if shard is chosen]
+        elif kind == "one":
+            unread = unread and [self.rng.choice(unread)]
+        self._delete(unread)
+
+    def _snapshot_hole(self) -> None:
+        """A record with rows of a snapshot is gone."""
+        of_a_snapshot = [
+            (shard, place) for shard, place in self._unread() if b'"read"' in (shard.records[place] or b"")
+        ]
+        if of_a_snapshot:
+            self._delete([self.rng.choice(of_a_snapshot)])
+
+    def _unread(self) -> list[tuple[Shard, int]]:
+        return [
             (shard, place)
-            for shard in shards
+            for shard in self.stream.shards.values()
             for place in range(max(reader.at.get(shard.id, 0) for reader in self.readers), len(shard.records))
             if shard.records[place] is not None
         ]
-        of_a_snapshot = [(shard, place) for shard, place in unread if b'"read"' in (shard.records[place] or b"")]
-        if kind == "one shard's":
-            chosen = self.rng.choice(shards)
-            unread = [(shard, place) for shard, place in unread if shard is chosen]
-        elif kind == "a snapshot's":
-            unread = of_a_snapshot and [self.rng.choice(of_a_snapshot)]
-        elif kind == "one":
-            unread = unread and [self.rng.choice(unread)]
-        if unread:
-            self._happened("hole", kind, *((shard.id, place) for shard, place in unread))
+
+    def _delete(self, records: list[tuple[Shard, int]]) -> None:
+        if records:
+            self._happened("hole", *((shard.id, place) for shard, place in records))
             self.checks.exact = False
-        for shard, place in unread:
+        for shard, place in records:
             shard.records[place] = None
 
     def _shut_down(self) -> None:
