@@ -50,8 +50,8 @@ class Checks:
         self.items: Items
         self.happened: set[str] = set()  # what may be the cause of a resync
         self.exact = True  # False once changes were lost: a partial event may then meet a row that is too old
-        # Against all locks, a publisher reads on that has a successor. Where that one then begins a new epoch, it sends
-        # what the first delivered once more, as news: readers see rows go back for a moment.
+        # Where a publisher reads on that has a successor, and that one has begun a new epoch or then does, it sends what
+        # the first delivered once more, as news: readers see rows go back for a moment.
         self.overlap = False
         self._unordered = False
         self._epoch_sent = 0
@@ -137,6 +137,11 @@ class Checks:
             epoch, commit, ordinal = unpack_version(event.version)
             incarnation = self._incarnations[epoch]
             self._durable.add((event.schema.table, event.key, incarnation, commit, ordinal))
+
+    def reads_on(self, epoch: int) -> None:
+        """Against all locks, a publisher with this epoch reads on though it has a successor."""
+        self.overlap = True
+        self._unordered = self._unordered or epoch < self._saved.epoch
 
     # --- what the publisher saves and confirms ----------------------------------------------------------------------
 

@@ -244,7 +244,7 @@ class World:
                 self.checks.overlap = False
                 self.note(process.name, "is open")
             if process is not self.processes[-1] and self.processes[-1].open:
-                self.checks.overlap = True
+                self.checks.reads_on(process.publisher.checkpoint.epoch)
             process.publisher.step()
             self._check_memory(process)
 
