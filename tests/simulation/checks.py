@@ -50,7 +50,7 @@ class Checks:
         self.items: Items
         self.happened: set[str] = set()  # what may be the cause of a resync
         self.exact = True  # False once changes were lost: a partial event may then meet a row that is too old
-        # Where a publisher reads on that has a successor, and that one has begun a new epoch or then does, it sends what
+        # Where a publisher reads on that has a successor, and that one has begun a new epoch or does so, it sends what
         # the first delivered once more, as news: readers see rows go back for a moment.
         self.overlap = False
         self._unordered = False
