@@ -13,11 +13,19 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from lab.part import Part
 from lab.parts import DynamoDbLocal, Kinesalite, PostgresCluster, PostgresServer
 
 P = TypeVar("P", bound=Part)
+
+# A busy machine is no finding: neither how long an example takes nor how long it takes to make one. The examples of a
+# test share its fixtures on purpose: one database or one folder, many rows.
+settings.register_profile(
+    "upwell", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("upwell")
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import replace
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from upwell.errors import LeaseLost
@@ -75,7 +75,7 @@ class StateContract(ABC):
         assert list(store.requests()) == []
 
     # The store is the same for all examples: what was saved before must not shine through.
-    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
+    @settings(max_examples=50)
     @given(checkpoints=st.lists(CHECKPOINTS, min_size=1, max_size=3))
     def test_a_checkpoint_comes_back_without_loss(self, checkpoints: list[Checkpoint]) -> None:
         store = self.make()

@@ -279,7 +279,7 @@ FIXED = b'HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\ncontent-LENGTH:  7 \r\
 @pytest.mark.parametrize("answer", [CHUNKED, FIXED])
 def test_an_answer_may_come_in_any_pieces(scripted: Callable[[list[bytes]], Connection], answer: bytes) -> None:
     @given(cuts=st.lists(st.integers(0, len(answer)), max_size=6))
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     def whole(cuts: list[int]) -> None:
         edges = [0, *sorted(cuts), len(answer)]
         pieces = [answer[a:b] for a, b in itertools.pairwise(edges) if a < b]

@@ -187,7 +187,7 @@ class TestPartialRows:
         deletes=st.sampled_from(["tombstone", "remove"]),
         nulls=st.sampled_from(["absent", "keep"]),
     )
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     def test_folded_or_one_by_one_they_come_to_the_same(
         self,
         dynamodb_endpoint: str,
@@ -260,7 +260,7 @@ class TestLimits:
     @example(Decimal("1E+126"))
     @example(Decimal("-1E-130"))
     @example(Decimal("9.9E-131"))
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     def test_numbers_fit_exactly_where_dynamodb_says_so(self, dynamodb_endpoint: str, number: Decimal) -> None:
         table = number_table(dynamodb_endpoint)
         text = str(number)
@@ -325,7 +325,7 @@ WHOLE = st.integers(-(2**70), 2**70).map(lambda number: number if abs(number) <=
     ),
     nulls=st.sampled_from(["absent", "keep"]),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_rows_come_back_as_they_went(dynamodb_endpoint: str, row: tuple[Value, ...], nulls: Any) -> None:
     if dynamodb_endpoint not in SERVICE:
         SERVICE[dynamodb_endpoint] = AwsService("dynamodb", REGION, endpoint_url=dynamodb_endpoint)

@@ -26,7 +26,6 @@ from upwell.targets.postgres import PostgresTarget
 
 SLOW = settings(
     max_examples=60,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
     phases=[Phase.explicit, Phase.reuse, Phase.generate],  # shrinking would make hundreds of tables more
 )

@@ -156,7 +156,7 @@ def test_columns_are_told_in_the_sources_words(shop: Shop) -> None:
 ROW = st.fixed_dictionaries({name: st.none() | values for name, (*_, values) in TYPES.items()})
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(rows=st.lists(ROW, min_size=1, max_size=20))
 def test_stream_and_snapshot_give_bytes_that_the_database_reads_back(shop: Shop, rows: list[dict[str, Any]]) -> None:
     shop.execute("DELETE FROM everything")

@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from upwell.config import Pipeline, identifier, load
@@ -149,7 +149,6 @@ def test_secrets_manager_is_asked_by_a_function(tmp_path: Path) -> None:
 
 
 @given(password=st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_a_password_may_hold_anything(tmp_path: Path, password: str) -> None:
     environ = {"USER": password, "PASSWORD": password}
     text = SMALL.replace("sqlite:///shop.db", "postgresql://${USER}:${PASSWORD}@db:5432/shop")
@@ -349,7 +348,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, what: str) -> None:
 
 
 @given(st.text(max_size=200) | st.text("{}[]:,-?&*#|>'\"%@` \nab$", max_size=60))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=400)
+@settings(max_examples=400)
 def test_whatever_the_file_holds_only_config_errors_come_out(tmp_path: Path, text: str) -> None:
     file = tmp_path / "upwell.yaml"
     file.write_text(text, encoding="utf-8", errors="surrogatepass")
@@ -358,7 +357,7 @@ def test_whatever_the_file_holds_only_config_errors_come_out(tmp_path: Path, tex
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=20))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_whatever_a_table_is_called_it_parses_or_is_a_config_error(tmp_path: Path, name: str) -> None:
     import orjson
 

@@ -1,5 +1,6 @@
 """The demo's Internet: what is sent arrives, a cut ends everything, and afterwards it works again."""
 
+import gc
 import socket
 import threading
 import time
@@ -146,6 +147,16 @@ def test_closing_ends_what_is_open(echo: Echo) -> None:
         read(connection, 2)
         internet.close()
     assert echo.ended.acquire(timeout=WAIT_S)
+
+
+def test_a_connection_made_at_the_last_moment_ends_too(echo: Echo) -> None:
+    for _ in range(50):
+        internet = Internet(echo.port)
+        with connect(internet) as connection:
+            internet.close()
+            with suppress(ConnectionResetError):
+                assert connection.recv(1) == b""
+    gc.collect()  # a socket that was left open would be told of here
 
 
 def test_small_answers_are_not_held_back(internet: Internet) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
@@ -200,6 +200,4 @@ class RandomWrites(RuleBasedStateMachine):
 
 
 TestRandomWrites = RandomWrites.TestCase
-TestRandomWrites.settings = settings(
-    max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+TestRandomWrites.settings = settings(max_examples=40, stateful_step_count=40)

@@ -118,7 +118,7 @@ def on_the_wire(row: Sequence[Value]) -> list[Value]:
 
 
 @given(CONDITIONS, ROWS)
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 @example("NOT s LIKE 'a%' OR r = 0.1", (1, 1, 0.1, None, "", None, None, None))
 @example("s LIKE 'a_b%'", (1, 1, 0.1, "a\nbc", "", None, None, None))
 @example("i IN (9007199254740993)", (9007199254740993, 1, 0.1, None, "", None, None, None))
@@ -127,7 +127,7 @@ def test_the_answer_is_sqlites(condition: str, row: tuple[Value, ...]) -> None:
 
 
 @given(TEXTS, st.text("ab%_é!", max_size=6))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_like_with_escape_is_sqlites(text: str, pattern: str) -> None:
     try:
         matches = like_matcher(pattern, "!")(text)
@@ -305,7 +305,6 @@ def test_names_are_found_as_sql_finds_them() -> None:
 
 
 @given(st.decimals(allow_nan=False, allow_infinity=False), FLOATS)
-@settings(deadline=None)
 def test_numbers_compare_by_value_whatever_their_form(exact: Decimal, rough: float) -> None:
     assert kinds("c", Kind.DECIMAL, f"c = {exact:f}", format(exact, "f")) is True
     assert kinds("c", Kind.FLOAT, f"c = {rough!r}", rough) is True

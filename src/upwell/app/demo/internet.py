@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import threading
 import time
-from collections.abc import Coroutine
 from contextlib import suppress
-from typing import Any, Final
+from socketserver import BaseRequestHandler, ThreadingTCPServer
+from typing import Final
 
 LOOPBACK: Final = "127.0.0.1"
 READ_BYTES: Final = 65_536
-CALL_S: Final = 5.0
+POLL_S: Final = 0.05  # how long a cut waits for the accepting thread
+BACKLOG: Final = 128
 
 
 class Internet:
@@ -21,16 +21,14 @@ class Internet:
     def __init__(self, port: int) -> None:
         """`port`: where it leads to, on loopback."""
         self._to = port
-        self._socket = _bound(0)
-        self._address = self._socket.getsockname()[1]
-        self._server: asyncio.Server | None = None
-        self._open: set[asyncio.StreamWriter] = set()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="internet", daemon=True)
-        self._thread.start()
+        self._open: set[socket.socket] = set()
+        self._lock = threading.Lock()  # for what connections read or change: `_open`, and the two below
+        self._carrying = False
         self.sent_bytes = 0  # towards AWS
         self.cut_at: float | None = None  # monotonic; None: it is up
-        self._call(self._listen())
+        self._server = self._bound(0)
+        self._address: int = self._server.server_address[1]
+        self._listen()
 
     @property
     def url(self) -> str:
@@ -45,66 +43,83 @@ class Internet:
         """End all connections and refuse new ones."""
         if self.up:
             self.cut_at = time.monotonic()
-            self._call(self._sever())
+            self._sever()
             # Bound but not listening: connections are refused, and nobody else gets the port.
-            self._socket = _bound(self._address)
+            self._server = self._bound(self._address)
 
     def restore(self) -> None:
         """Take connections again."""
         if not self.up:
-            self._call(self._listen())
+            self._listen()
             self.cut_at = None
 
     def close(self) -> None:
         """End all, for good."""
-        self._call(self._sever())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-        self._socket.close()
+        if self.up:
+            self._sever()
+        else:
+            self._server.server_close()
 
-    def _call(self, work: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(CALL_S)
+    def _bound(self, port: int) -> ThreadingTCPServer:
+        server = _Server((LOOPBACK, port), self._handler(), bind_and_activate=False)
+        server.server_bind()
+        return server
 
-    async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._carry, sock=self._socket)
+    def _handler(self) -> type[BaseRequestHandler]:
+        internet = self
 
-    async def _sever(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            self._server = None
-        for writer in self._open:
-            writer.transport.abort()
-        while self._open:  # each connection's task ends by itself now
-            await asyncio.sleep(0)
+        class Connection(BaseRequestHandler):
+            def handle(self) -> None:
+                internet._carry(self.request)
 
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        return Connection
+
+    def _listen(self) -> None:
+        self._server.server_activate()
+        self._carrying = True
+        threading.Thread(target=self._server.serve_forever, args=(POLL_S,), name="internet", daemon=True).start()
+
+    def _sever(self) -> None:
+        self._server.shutdown()
+        with self._lock:
+            self._carrying = False
+            for end in self._open:
+                _end(end)
+        self._server.server_close()  # waits for the threads of its connections
+
+    def _carry(self, near: socket.socket) -> None:
         """One connection, both directions; ends when either side does."""
-        if self._server is None:  # it was accepted just before the cut
-            writer.transport.abort()
-            return
-        self._open.add(writer)
+        with suppress(OSError), socket.create_connection((LOOPBACK, self._to)) as far:
+            ends = {near, far}
+            with self._lock:
+                if not self._carrying:  # it was accepted just before the cut
+                    return
+                self._open |= ends
+            back = threading.Thread(target=self._pump, args=(far, near), daemon=True)
+            back.start()
+            self._pump(near, far, counted=True)
+            back.join()
+            with self._lock:
+                self._open -= ends
+
+    def _pump(self, source: socket.socket, sink: socket.socket, *, counted: bool = False) -> None:
         with suppress(OSError):
-            far_reader, far_writer = await asyncio.open_connection(LOOPBACK, self._to)
-            await asyncio.gather(self._pump(reader, far_writer, counted=True), self._pump(far_reader, writer))
-        writer.close()
-        self._open.discard(writer)
-
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, counted: bool = False) -> None:
-        with suppress(OSError):
-            while data := await reader.read(READ_BYTES):
-                writer.write(data)
-                await writer.drain()
-                self.sent_bytes += len(data) if counted else 0
-        writer.close()  # which ends the other direction too
+            sink.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            while data := source.recv(READ_BYTES):
+                sink.sendall(data)
+                if counted:
+                    with self._lock:
+                        self.sent_bytes += len(data)
+        _end(source)  # which ends the other direction too
+        _end(sink)
 
 
-def _bound(port: int) -> socket.socket:
-    """A socket that holds a port of loopback."""
-    # With its protocol named: asyncio sends small packets at once only where it sees that this is TCP.
-    bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    if hasattr(socket, "SO_REUSEADDR") and not hasattr(socket, "SO_EXCLUSIVEADDRUSE"):
-        # Elsewhere than on Windows: connections that just ended must not keep the port from us.
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    bound.bind((LOOPBACK, port))
-    return bound
+class _Server(ThreadingTCPServer):
+    # Elsewhere than on Windows: connections that just ended must not keep the port from us.
+    allow_reuse_address = not hasattr(socket, "SO_EXCLUSIVEADDRUSE")
+    request_queue_size = BACKLOG
+
+
+def _end(connection: socket.socket) -> None:
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
