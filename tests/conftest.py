@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, settings
 
 from lab.part import Part
 from lab.parts import DynamoDbLocal, Kinesalite, PostgresCluster, PostgresServer
+from tests.proofs import Servers
 
 P = TypeVar("P", bound=Part)
 
@@ -47,6 +48,12 @@ def dynamodb_endpoint(shared_folder: Path) -> Iterator[str]:
     """The URL of a DynamoDB that all tests share: give tables names of their own."""
     with shared(shared_folder, "UPWELL_TEST_DYNAMODB_URL", DynamoDbLocal, lambda part: part.url) as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def servers(postgres_cluster: PostgresServer, kinesis_endpoint: str, dynamodb_endpoint: str) -> Servers:
+    """All of them, for a proof."""
+    return Servers(postgres_cluster, kinesis_endpoint, dynamodb_endpoint)
 
 
 @pytest.fixture
