@@ -31,8 +31,9 @@ def main() -> int:
 
 
 def _up(as_json: bool) -> None:
-    # As for Ctrl-C, so that SIGTERM too unwinds through the parts' context managers.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Both unwind through the parts' context managers; a shell starts what runs in the background with Ctrl-C ignored.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
     with Lab() as lab:
         endpoints = lab.endpoints()
         lines = [json.dumps(endpoints)] if as_json else [f"{name:18} {value}" for name, value in endpoints.items()]
