@@ -135,6 +135,16 @@ def unpack_record(data: bytes) -> LaneRecord[ReceivedEvent | Marker]:
         raise Rejected(f"The record is not a packed upwell record ({type(error).__name__}).") from error
 
 
+def unpacked_size(data: bytes) -> int:
+    """How many bytes the record has uncompressed, without doing that; as it is where that can't be known."""
+    if not data.startswith(_ZSTD_MAGIC):
+        return len(data)
+    try:
+        return max(len(data), zstandard.frame_content_size(data))  # -1: the frame does not say
+    except zstandard.ZstdError:
+        return len(data)
+
+
 def _unpacked(data: bytes) -> bytes:
     if not data.startswith(_ZSTD_MAGIC):
         return data

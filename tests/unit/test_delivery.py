@@ -156,14 +156,36 @@ def test_an_error_for_a_person_ends_the_sending_and_is_raised() -> None:
 
 
 def test_memory_is_counted_until_it_is_durable() -> None:
-    it = delivery(lanes=2, pending_bytes_max=600)
+    it = delivery(lanes=2, pending_bytes_max=1600)
     it.offer([marker(0), marker(1)], "mark")
     assert it.full
     parcels = it.take(0.0)
     it.settle(parcels[:1], [None], 0.0)
-    assert (it.full, it.pending_bytes) == (False, 300)
+    assert (it.full, it.pending_bytes) == (False, 1300)
     it.settle(parcels[1:], [None], 0.0)
+    assert it.collect() == ("mark", [])
     assert it.pending_bytes == 0
+
+
+def test_windows_of_a_single_event_fill_the_memory_too() -> None:
+    it = delivery(pending_bytes_max=1_000_000)
+    offered = 0
+    while not it.full:
+        it.offer([event(offered)], str(offered))
+        offered += 1
+    assert offered < 1_000
+
+
+def test_a_source_that_moves_on_without_events_fills_no_memory() -> None:
+    it = delivery()
+    it.offer([marker(0)], "events")
+    before = it.pending_bytes
+    for number in range(1000):
+        it.offer([], str(number))
+    assert it.pending_bytes == before
+    it.settle(it.take(0.0), [None], 0.0)
+    assert it.collect() == ("999", [])
+    assert (it.idle, it.pending_bytes) == (True, 0)
 
 
 @given(st.lists(st.lists(st.integers(0, 999), max_size=6), max_size=12), st.randoms(use_true_random=False))

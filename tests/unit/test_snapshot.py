@@ -71,6 +71,19 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert delivered.newer_than(chunk([], set())) == {b"[1]": False}
 
 
+def test_long_keys_fill_the_memory_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshot, "TOUCHED_BYTES_MAX", 10)
+    delivered = DeliveredKeys()
+    found = []
+    delivered.remember([event(1_000_000, 10)] * 3, TABLES)  # 9 bytes
+    found.append(delivered.overflowed)
+    delivered.remember([event(1, 11)], TABLES)
+    found.append(delivered.overflowed)
+    delivered.forget_contained(chunk([], {10}))
+    found.append(delivered.overflowed)
+    assert found == [False, True, False]
+
+
 @given(st.randoms(use_true_random=False))
 def test_counting_follows_what_is_remembered(rng: random.Random) -> None:
     delivered = DeliveredKeys()

@@ -363,7 +363,7 @@ def test_a_writer_goes_on_while_a_window_is_read_in_wal_mode(shop: Shop, monkeyp
     shop.run("INSERT INTO item VALUES (1, 'a', 1)")
     fetch = sqlite._fetch
 
-    def write_meanwhile(*arguments: Any) -> list[Any]:
+    def write_meanwhile(*arguments: Any) -> tuple[list[Any], bool]:
         rows = fetch(*arguments)
         shop.run("UPDATE item SET qty = qty + 1")
         return rows
@@ -512,6 +512,34 @@ def test_chunks_search_the_key_and_never_sort(shop: Shop, body: str) -> None:
     sql, values = reader.chunk_query(reader.cursor_after((1, 2)), 10)
     (plan,) = (row[3] for row in shop.writer.execute(f"EXPLAIN QUERY PLAN {sql}", values))
     assert plan.startswith("SEARCH r USING")
+
+
+def test_long_rows_make_small_chunks_and_windows(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "CHUNK_BYTES_MAX", 3_000)
+    monkeypatch.setattr(sqlite, "WINDOW_BYTES_MAX", 3_000)
+    replica = shop.reader()
+    shop.run(
+        *(f"INSERT INTO item VALUES ({n}, printf('%1000c', 'x'), {n})" for n in range(20)),
+        "INSERT INTO item VALUES (20, printf('%9000c', 'y'), 20)",  # longer than what a window may have
+        *(f"INSERT INTO item VALUES ({n}, 'short', {n})" for n in range(21, 200)),
+    )
+    chunks: list[int] = []
+    cursor = None
+    while not chunks or cursor is not None:
+        chunk = replica.source.chunk(replica.source.tables()[0], cursor, 100)
+        assert chunk is not None
+        chunks.append(len(chunk.rows))
+        cursor = chunk.cursor
+    assert (sum(chunks), chunks[:6]) == (200, [3] * 6)
+    assert max(chunks) == 100, "short rows make large chunks again"
+    windows = []
+    while (window := replica.take_window()).events:
+        windows.append(window)
+    sizes = [sum(len(event.row or b"") for event in window.events) for window in windows]
+    assert sum(len(window.events) for window in windows) == 200
+    assert all(size <= 3_000 for size, window in zip(sizes, windows, strict=True) if len(window.events) > 1)
+    assert all(window.more for window in windows[:-1])
+    assert len(windows) < 30, "short rows make large windows again"
 
 
 def test_names_of_every_kind(shop: Shop) -> None:

@@ -22,7 +22,7 @@ from upwell.mapping import Mapping as RowMapping
 from upwell.model import Finding, Inspected, TableSchema, TableSelection
 from upwell.pipeline.applier import Applier
 from upwell.pipeline.publisher import Publisher, PublisherSettings
-from upwell.pipeline.subscriber import Subscriber
+from upwell.pipeline.subscriber import WORKING_BYTES, Subscriber
 from upwell.ports import Clock, ControlChannel, Request, Sink, Source
 from upwell.sinks.dynamodb import DynamoDbSink
 from upwell.sinks.kinesis import KinesisSink
@@ -40,6 +40,8 @@ from upwell.targets.postgres_shards import PostgresShardCheckpoints
 WAIT_S_MAX: Final = 2.0
 # What of the memory allowed may be events on their way; the rest is the interpreter, a chunk, a window.
 PENDING_SHARE: Final = 1 / 6
+# What a subscriber takes before it reads anything: the interpreter and the drivers.
+PROGRAM_BYTES: Final = 60 * 1000**2
 
 
 # --- sources ------------------------------------------------------------------------------------------------------
@@ -327,7 +329,13 @@ def subscriber(pipeline: Pipeline, stop: threading.Event) -> Iterator[Subscriber
             clock=clock,
             rng=random.Random(),  # noqa: S311 - it spreads retries, it keeps no secret
             stop=stop,
+            working_shards=working_shards(pipeline.config.limits.memory),
         )
+
+
+def working_shards(memory_bytes: int) -> int:
+    """How many shards may be read and applied at the same time."""
+    return max(1, int((memory_bytes - PROGRAM_BYTES) / WORKING_BYTES))
 
 
 def relay_repairs(pipeline: Pipeline, to: PostgresTarget, repairs: ControlChannel | None) -> None:

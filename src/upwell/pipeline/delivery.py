@@ -31,6 +31,8 @@ LANE_REST_BYTES_MAX = 64 * 1024
 PACK_ITEMS_MAX = 4096
 # What an event weighs in memory beyond its bytes: measured, CPython 3.11.
 EVENT_OVERHEAD_BYTES = 300
+# What a window weighs beyond its events, with its mark: likewise.
+WINDOW_OVERHEAD_BYTES = 1000
 
 Mark = TypeVar("Mark")
 
@@ -88,8 +90,14 @@ class Delivery(Generic[Mark]):
     def offer(self, items: Sequence[LaneItem], mark: Mark) -> None:
         """Take a window over; `mark` is given back by `collect` when it and all before it are durable."""
         with self.changed:
+            if not items and self._windows:
+                # As durable as what is before it: so that a source that moves on without events for us fills no
+                # memory, however long the destination is away.
+                self._windows[-1].mark = mark
+                return
             window = _Pending(mark, len(items))
             self._windows.append(window)
+            self._pending_bytes += WINDOW_OVERHEAD_BYTES
             by_lane: dict[int, list[LaneItem]] = {}
             lanes = len(self._lanes)
             for item in items:
@@ -217,6 +225,7 @@ class Delivery(Generic[Mark]):
             mark: Mark | None = None
             while self._windows and self._windows[0].outstanding == 0:
                 mark = self._windows.popleft().mark
+                self._pending_bytes -= WINDOW_OVERHEAD_BYTES
             rejected, self._rejected = self._rejected, []
             return mark, rejected
 

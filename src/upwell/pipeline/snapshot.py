@@ -11,8 +11,9 @@ from collections.abc import Iterable, Sequence
 
 from upwell.model import ChangeEvent, Chunk
 
-# Beyond this the chunk is given up and the remembering starts anew: memory is bounded, whatever a transaction does.
+# Beyond either the chunk is given up and the remembering starts anew: memory is bounded, whatever a transaction does.
 TOUCHED_KEYS_MAX = 200_000
+TOUCHED_BYTES_MAX = 16 * 2**20  # of the keys themselves
 
 
 class DeliveredKeys:
@@ -21,17 +22,17 @@ class DeliveredKeys:
     def __init__(self) -> None:
         # transaction → (table, key) → whether the last event of the key was partial
         self._touched: dict[int, dict[tuple[str, bytes], bool]] = {}
-        self._count = 0
+        self._count = self._bytes = 0
 
     @property
     def overflowed(self) -> bool:
         """Whether more is remembered than may be: start anew, with `Source.start_chunks`."""
-        return self._count > TOUCHED_KEYS_MAX
+        return self._count > TOUCHED_KEYS_MAX or self._bytes > TOUCHED_BYTES_MAX
 
     def clear(self) -> None:
         """Forget all."""
         self._touched.clear()
-        self._count = 0
+        self._count = self._bytes = 0
 
     def remember(self, events: Iterable[ChangeEvent], tables: frozenset[str]) -> None:
         """These events, as the source made them, are being delivered."""
@@ -39,7 +40,9 @@ class DeliveredKeys:
             table = event.schema.table
             if table in tables:
                 keys = self._touched.setdefault(event.transaction, {})
-                self._count += (table, event.key) not in keys
+                if (table, event.key) not in keys:
+                    self._count += 1
+                    self._bytes += len(event.key)
                 keys[table, event.key] = event.schema.partial
 
     def newer_than(self, chunk: Chunk) -> dict[bytes, bool]:
@@ -54,7 +57,9 @@ class DeliveredKeys:
     def forget_contained(self, chunk: Chunk) -> None:
         """What a chunk contains, every later chunk contains too."""
         for transaction in [t for t in self._touched if chunk.contains(t)]:
-            self._count -= len(self._touched.pop(transaction))
+            gone = self._touched.pop(transaction)
+            self._count -= len(gone)
+            self._bytes -= sum(len(key) for _, key in gone)
 
 
 def rows_to_send(chunk: Chunk, delivered: DeliveredKeys) -> Sequence[tuple[bytes, bytes]] | None:

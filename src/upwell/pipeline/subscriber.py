@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Protocol, TypeVar
 
+from upwell.envelope import unpacked_size
 from upwell.errors import TransientError
 from upwell.failpoints import failpoint
 from upwell.pipeline.applier import Applied, Applier
@@ -20,14 +21,23 @@ from upwell.ports import Clock, ShardCheckpoints
 
 # Kinesis allows five reads a second from a shard.
 READ_EVERY_S = 0.2
-# A read's limit. Kinesis itself stops at 10 MiB; stand-ins do not, and a record may have 256 KiB and more.
+# A read asks for as many records as are about so large, by the last read: a shard gives 2 MiB a second, but after a
+# pause up to 10 MiB at once, and stand-ins know no bound.
+READ_BYTES = 4 * 1024 * 1024
 READ_RECORDS_MAX = 500
-# What goes into one transaction of the target.
-BATCH_BYTES_MAX = 8 * 1024 * 1024
+READ_RECORDS_FIRST = 16  # of up to 256 KiB
+READ_GROWTH_MAX = 4
+# What goes into one transaction of the target, uncompressed; one record may be larger.
+BATCH_BYTES_MAX = 4 * 1024 * 1024
+# What a shard takes of the memory while it is read and applied, about: measured, with short rows, which take most.
+WORKING_BYTES = 50 * 1000**2
+WORKING_SHARDS = 4
+RECORD_OVERHEAD_BYTES = 300
 SHARDS_EVERY_S = 10.0
 # How far the stream's clock may lag ours when the end "as of now" is looked for under uninterrupted writes.
 CLOCKS_DIFFER_S = 10.0
 REPAIRS_EVERY_S = 5.0
+WAIT_TO_WORK_S = 0.5  # between two looks at whether to stop
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 10.0
 
@@ -91,6 +101,20 @@ class Totals:
                 setattr(self, each.name, getattr(self, each.name) + getattr(applied, each.name))
 
 
+@dataclass(slots=True)
+class _Place:
+    """Where the reading of a shard stands."""
+
+    after: str | None  # the last sequence number applied
+    iterator: str | None = None
+    limit: int = READ_RECORDS_FIRST
+
+    def start_anew(self) -> None:
+        """After a failure: the iterator may have expired; a new one after the last applied record is always right."""
+        self.iterator = None
+        self.limit = max(1, self.limit // 2)  # or the answer was too large to be read
+
+
 class Subscriber:
     """Reads all shards of a stream and applies what they hold, until told to stop."""
 
@@ -106,8 +130,12 @@ class Subscriber:
         rng: random.Random,
         stop: threading.Event,
         read_every_s: float = READ_EVERY_S,
+        working_shards: int = WORKING_SHARDS,
     ) -> None:
-        """`name` is the stream's; `relay_repairs` hands requests for repair to the publisher, now and then."""
+        """`name` is the stream's; `relay_repairs` hands requests for repair to the publisher, now and then.
+
+        `working_shards`: how many are read and applied at the same time. Each of the others holds nothing in memory.
+        """
         self._name = name
         self._stream = stream
         self._applier = applier
@@ -117,6 +145,7 @@ class Subscriber:
         self._rng = rng
         self._stop = stop
         self._read_every_s = read_every_s
+        self._working = threading.BoundedSemaphore(working_shards)
         self._until: float | None = None  # with `once`: what came in later need not be read
         self._finished: set[str] = set()  # shards read to their end, or with `once` to the end as of now
         self._workers: dict[str, threading.Thread] = {}
@@ -175,29 +204,40 @@ class Subscriber:
             self._changed.set()
 
     def _read_shard(self, shard: str) -> None:
-        after = self._progress.get(shard)
-        iterator: str | None = None
+        place = _Place(self._progress.get(shard))
         failures = 0
         while not self._stop.is_set():
             started = self._clock.monotonic()
             try:
-                iterator = iterator or self._stream.iterator(shard, after)
-                read = self._stream.records(iterator, READ_RECORDS_MAX)
+                if self._read_once(shard, place):
+                    return
+                failures = 0
             except TransientError as error:
-                # The iterator may have expired; a new one after the last applied record is always right.
-                iterator = None
+                place.start_anew()
                 self._back_off(error, failures)
                 failures += 1
                 continue
-            failures = 0
-            failpoint("subscriber.fetched")
-            after = self._apply(shard, read.records, after)
-            iterator = read.next_iterator
-            if iterator is None or self._is_enough(read):
-                if not self._stop.is_set():
-                    self._finish(shard, ended=iterator is None)
-                return
             self._clock.sleep(max(0.0, started + self._read_every_s - self._clock.monotonic()))
+
+    def _read_once(self, shard: str, place: _Place) -> bool:
+        """Read and apply once, when it is this shard's turn; True: it was read to its end."""
+        while not self._working.acquire(timeout=WAIT_TO_WORK_S):
+            if self._stop.is_set():
+                return True
+        try:
+            iterator = place.iterator or self._stream.iterator(shard, place.after)
+            read = self._stream.records(iterator, place.limit)
+            failpoint("subscriber.fetched")
+            place.limit = _next_limit(read.records, place.limit)
+            place.after = self._apply(shard, read.records, place.after)
+        finally:
+            self._working.release()
+        place.iterator = read.next_iterator
+        if place.iterator is not None and not self._is_enough(read):
+            return False
+        if not self._stop.is_set():
+            self._finish(shard, ended=place.iterator is None)
+        return True
 
     def _is_enough(self, read: Read) -> bool:
         if self._until is None:
@@ -240,14 +280,27 @@ class Subscriber:
         self._clock.sleep(self._rng.random() * min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2.0 ** min(failures, 30)))
 
 
+def _next_limit(records: Sequence[tuple[str, bytes]], limit: int) -> int:
+    """How many records to ask for, after a read that was to give `limit` of them."""
+    if not records:
+        return limit
+    average = sum(_size(data) for _, data in records) / len(records)
+    return max(1, min(READ_RECORDS_MAX, READ_GROWTH_MAX * limit, int(READ_BYTES / average)))
+
+
 def _batches(records: Sequence[tuple[str, bytes]]) -> list[list[tuple[str, bytes]]]:
     """The records in order, cut so that no batch is above BATCH_BYTES_MAX, single records apart."""
     batches: list[list[tuple[str, bytes]]] = []
     size = 0
     for record in records:
-        size += len(record[1])
+        size += _size(record[1])
         if not batches or size > BATCH_BYTES_MAX:
             batches.append([])
-            size = len(record[1])
+            size = _size(record[1])
         batches[-1].append(record)
     return batches
+
+
+def _size(data: bytes) -> int:
+    """Of a record in memory; even an empty one takes some."""
+    return RECORD_OVERHEAD_BYTES + unpacked_size(data)

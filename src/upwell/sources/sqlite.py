@@ -12,6 +12,7 @@ One pipeline reads a database: it trims the log as it confirms.
 
 from __future__ import annotations
 
+import marshal
 import os
 import sqlite3
 import zlib
@@ -44,6 +45,8 @@ from upwell.sources.sqlite_catalog import Table, read_catalog
 from upwell.sources.sqlite_reading import TableReader
 from upwell.sources.sqlite_triggers import is_tracked, track_statements
 
+WINDOW_BYTES_MAX: Final = 16 * 2**20  # of values; a window of very long rows ends early, with one row at least
+CHUNK_BYTES_MAX: Final = 16 * 2**20  # likewise; a chunk may exceed it by one row
 BUSY_TIMEOUT_S = 5.0
 POLL_INTERVAL_S = 0.02
 TRIM_INTERVAL_S = 1.0
@@ -96,6 +99,7 @@ class SqliteSource:
         self._unreported: dict[str, TableSchema] = {}  # for the next window
         self._resync: dict[str, str] = {}  # for the next window: table → why
         self._next_trim = 0.0
+        self._entries_fit = 2**31  # how many log entries a window may have, as long as rows are as long as of late
 
     def tables(self) -> Sequence[TableSchema]:
         """See `Source`. Raises OperatorError for a table that can't be read."""
@@ -155,12 +159,12 @@ class SqliteSource:
             if reader is None:
                 return None  # it is gone, perhaps only while it is being rebuilt
             newest = _newest_id(connection)
-            rows = _fetch(connection, *reader.chunk_query(cursor, limit))
+            rows, whole = _fetch(connection, *reader.chunk_query(cursor, limit), CHUNK_BYTES_MAX)
         keyed, rejected = reader.encode_chunk(rows)
         return Chunk(
             schema=reader.table.schema,
             rows=keyed,
-            cursor=reader.cursor_after(rows[-1]) if len(rows) == limit else None,
+            cursor=None if whole and len(rows) < limit else reader.cursor_after(rows[-1]),
             commit=newest,
             contains=newest.__ge__,
             time=iso_time(self._clock.now()),
@@ -240,14 +244,29 @@ class SqliteSource:
         """(newest log id, last log id of the window, its entry's mark, the rows of each table that is concerned)."""
         self._check(connection, place)
         newest = _newest_id(connection)
-        upto = _last_of(connection, place.id, limit)
-        if upto is None:
-            return newest, place.id, place.mark, []
-        span = (place.id, upto)
+        limit = min(limit, self._entries_fit)
+        while True:
+            upto = _last_of(connection, place.id, limit)
+            if upto is None:
+                return newest, place.id, place.mark, []
+            found = self._rows(connection, (place.id, upto), None if limit == 1 else WINDOW_BYTES_MAX)
+            if found is not None:
+                self._entries_fit = 2 * limit
+                return newest, upto, _mark(connection, upto), found
+            limit = max(1, limit // 4)
+
+    def _rows(
+        self, connection: sqlite3.Connection, span: tuple[int, int], bytes_max: int | None
+    ) -> list[tuple[TableReader, list[Any]]] | None:
+        """The rows that the log entries after the first id, up to the second, tell of; None: they have more bytes."""
         touched = connection.execute("SELECT DISTINCT tbl FROM _upwell_log WHERE id > ? AND id <= ?", span).fetchall()
-        readers = [self._readers[name] for (name,) in touched if name in self._readers]
-        found = [(reader, _fetch(connection, reader.window_query, (*span, reader.table.name))) for reader in readers]
-        return newest, upto, _mark(connection, upto), found
+        found = []
+        for reader in [self._readers[name] for (name,) in touched if name in self._readers]:
+            rows, whole = _fetch(connection, reader.window_query, (*span, reader.table.name), bytes_max)
+            if not whole:
+                return None
+            found.append((reader, rows))
+        return found
 
     def _add_events(self, window: Window, reader: TableReader, rows: list[Any], newest: int) -> None:
         schema, epoch, add = reader.table.schema, self._epoch, window.events.append
@@ -484,19 +503,39 @@ def _not_tracked(path: str) -> OperatorError:
     )
 
 
-def _fetch(connection: sqlite3.Connection, sql: str, parameters: Sequence[Any]) -> list[Any]:
-    """All rows. Text that is no UTF-8 comes with surrogates in the place of the bytes that are none."""
+def _fetch(
+    connection: sqlite3.Connection, sql: str, parameters: Sequence[Any], bytes_max: int | None = None
+) -> tuple[list[Any], bool]:
+    """(rows, whether these are all): where they have more than `bytes_max`, only those up to the one that exceeds it.
+
+    Text that is no UTF-8 comes with surrogates in the place of the bytes that are none.
+    """
     try:
-        return connection.execute(sql, parameters).fetchall()
+        return _bounded(connection.execute(sql, parameters), bytes_max)
     except sqlite3.OperationalError as error:
         # Raised by Python, not by SQLite, and with the text in its message, which must go nowhere.
         if not str(error).startswith("Could not decode to UTF-8"):
             raise
     connection.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
     try:
-        return connection.execute(sql, parameters).fetchall()
+        return _bounded(connection.execute(sql, parameters), bytes_max)
     finally:
         connection.text_factory = str
+
+
+def _bounded(cursor: sqlite3.Cursor, bytes_max: int | None) -> tuple[list[Any], bool]:
+    if bytes_max is None:
+        return cursor.fetchall(), True
+    rows: list[Any] = []
+    keep, dumps, size = rows.append, marshal.dumps, 0
+    for row in cursor:
+        keep(row)
+        # The quickest way to a row's size, for it is one call: a twentieth of what reading and encoding it takes.
+        size += len(dumps(row))
+        if size > bytes_max:
+            cursor.close()
+            return rows, False
+    return rows, True
 
 
 def _log_state(connection: sqlite3.Connection) -> tuple[str, int, int]:
@@ -525,7 +564,7 @@ def _last_of(connection: sqlite3.Connection, since: int, limit: int) -> int | No
 
 def _mark(connection: sqlite3.Connection, id_: int) -> str:
     """A checksum of an entry of the log; empty where there is none, as at the log's very beginning."""
-    entry = _fetch(connection, "SELECT * FROM _upwell_log WHERE id = ?", (id_,))
+    entry, _ = _fetch(connection, "SELECT * FROM _upwell_log WHERE id = ?", (id_,))
     if not entry:
         return ""
     values = list(entry[0])
