@@ -5,6 +5,7 @@ import pwd
 import secrets
 import shutil
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -21,7 +22,17 @@ from psycopg import sql
 from lab import find
 from lab.part import LOOPBACK, Part, PartFailed, PartMissing
 
-__all__ = ["DynamoDbLocal", "Kinesalite", "Lab", "PartFailed", "PartMissing", "PostgresCluster", "PostgresServer"]
+__all__ = [
+    "DynamoDbLocal",
+    "Kinesalite",
+    "Lab",
+    "PartFailed",
+    "PartMissing",
+    "PostgresCluster",
+    "PostgresServer",
+    "StandinDynamoDb",
+    "StandinKinesis",
+]
 
 REGION = "eu-west-1"
 ACCESS_KEY_ID = "test"  # any would do: the local servers check none
@@ -219,6 +230,33 @@ class DynamoDbLocal(HttpPart):
         # The client compiler alone makes a short-lived server start sooner.
         options = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx1g", libraries]
         return [str(self._java), *options, "-jar", jar, *store, "-disableTelemetry", "-port", str(self.port)]
+
+
+class Standin(HttpPart):
+    """A stand-in of ours, in memory: for throttling by AWS's limits, and for speed."""
+
+    def __init__(self, *, limits: float = 0.0, change_s: float = 0.02) -> None:
+        """limits: throttle at this share of AWS's limits, 0: never; change_s: how long a stream or table is made."""
+        super().__init__()
+        self._options = ["--limits", str(limits), "--change-s", str(change_s)]
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", f"lab.{self.name.replace('-', '_')}", str(self.port), *self._options]
+
+    def _environment(self) -> dict[str, str]:
+        return super()._environment() | {"PYTHONPATH": str(find.ROOT)}
+
+
+class StandinKinesis(Standin):
+    """Kinesis: see lab/standin_kinesis.py."""
+
+    name = "standin-kinesis"
+
+
+class StandinDynamoDb(Standin):
+    """DynamoDB: see lab/standin_dynamodb.py."""
+
+    name = "standin-dynamodb"
 
 
 class Lab:

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from lab.part import Part
-from lab.parts import DynamoDbLocal, Kinesalite, PostgresCluster, PostgresServer
+from lab.parts import DynamoDbLocal, Kinesalite, PostgresCluster, PostgresServer, StandinKinesis
 from tests.proofs import Servers
 
 P = TypeVar("P", bound=Part)
@@ -47,6 +47,13 @@ def kinesis_endpoint(shared_folder: Path) -> Iterator[str]:
 def dynamodb_endpoint(shared_folder: Path) -> Iterator[str]:
     """The URL of a DynamoDB that all tests share: give tables names of their own."""
     with shared(shared_folder, "UPWELL_TEST_DYNAMODB_URL", DynamoDbLocal, lambda part: part.url) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def standin_kinesis_endpoint(shared_folder: Path) -> Iterator[str]:
+    """The URL of our own stand-in for Kinesis, which never throttles, for all tests."""
+    with shared(shared_folder, "UPWELL_TEST_STANDIN_KINESIS_URL", StandinKinesis, lambda part: part.url) as url:
         yield url
 
 

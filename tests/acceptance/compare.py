@@ -17,10 +17,12 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from types import TracebackType
 from typing import Any, Protocol, Self
+from urllib.parse import urlsplit
 
 import boto3
 import psycopg
 from boto3.dynamodb.types import Binary, TypeDeserializer
+from botocore.config import Config
 from psycopg.rows import dict_row
 
 from lab.parts import ACCESS_KEY_ID, REGION, SECRET_ACCESS_KEY
@@ -148,24 +150,27 @@ def _stream_record(shard: str, record: Mapping[str, Any]) -> StreamRecord:
     return StreamRecord(shard, record["SequenceNumber"], header["lane"], header["term"], header["seq"], events)
 
 
-def dynamodb_client(endpoint: str) -> Any:
-    """boto3's own client, as a second opinion on what upwell's wrote."""
-    return _client("dynamodb", endpoint)
+def dynamodb_client(endpoint: str, **options: Any) -> Any:
+    """boto3's own client, as a second opinion on what upwell's wrote. `options`: of botocore's Config."""
+    return _client("dynamodb", endpoint, options)
 
 
-def kinesis_client(endpoint: str) -> Any:
-    """boto3's own client."""
-    return _client("kinesis", endpoint)
+def kinesis_client(endpoint: str, **options: Any) -> Any:
+    """boto3's own client. `options`: of botocore's Config."""
+    return _client("kinesis", endpoint, options)
 
 
-def _client(service: str, endpoint: str) -> Any:
-    return boto3.client(
-        service,
-        endpoint_url=endpoint,
-        region_name=REGION,
-        aws_access_key_id=ACCESS_KEY_ID,
-        aws_secret_access_key=SECRET_ACCESS_KEY,
-    )
+def _client(service: str, endpoint: str, options: Mapping[str, Any]) -> Any:
+    host = str(urlsplit(endpoint).hostname)
+    if host.endswith(".amazonaws.com"):  # service.region.amazonaws.com, with the keys that every AWS tool would find
+        place = {"region_name": host.split(".")[1]}
+    else:
+        place = {
+            "region_name": REGION,
+            "aws_access_key_id": ACCESS_KEY_ID,
+            "aws_secret_access_key": SECRET_ACCESS_KEY,
+        }
+    return boto3.client(service, endpoint_url=endpoint, config=Config(**options), **place)
 
 
 def _keyed(found: Sequence[Row], key: Sequence[str]) -> dict[Key, Row]:
