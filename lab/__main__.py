@@ -7,6 +7,7 @@ import sys
 import time
 
 from lab import find
+from lab.faults import FaultProxy
 from lab.fetch import fetch
 from lab.part import PartFailed, PartMissing
 from lab.parts import Lab
@@ -34,8 +35,9 @@ def _up(as_json: bool) -> None:
     # Both unwind through the parts' context managers; a shell starts what runs in the background with Ctrl-C ignored.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
-    with Lab() as lab:
-        endpoints = lab.endpoints()
+    with Lab() as lab, FaultProxy(lab.kinesis.url) as kinesis, FaultProxy(lab.dynamodb.url) as dynamodb:
+        # Fault proxies do nothing until they are told to: lab/faults/control.py.
+        endpoints = lab.endpoints() | {"kinesis_faults": kinesis.url, "dynamodb_faults": dynamodb.url}
         lines = [json.dumps(endpoints)] if as_json else [f"{name:18} {value}" for name, value in endpoints.items()]
         print(*lines, sep="\n", flush=True)
         while True:

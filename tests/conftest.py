@@ -15,6 +15,7 @@ from typing import TypeVar
 import pytest
 from hypothesis import HealthCheck, settings
 
+from lab.faults import FaultProxy
 from lab.part import Part
 from lab.parts import DynamoDbLocal, Kinesalite, PostgresCluster, PostgresServer, StandinKinesis
 from tests.proofs import Servers
@@ -55,6 +56,20 @@ def standin_kinesis_endpoint(shared_folder: Path) -> Iterator[str]:
     """The URL of our own stand-in for Kinesis, which never throttles, for all tests."""
     with shared(shared_folder, "UPWELL_TEST_STANDIN_KINESIS_URL", StandinKinesis, lambda part: part.url) as url:
         yield url
+
+
+@pytest.fixture
+def kinesis_faults(kinesis_endpoint: str) -> Iterator[FaultProxy]:
+    """A way to that Kinesis that does what it is told to; nothing at first."""
+    with FaultProxy(kinesis_endpoint) as wire:
+        yield wire
+
+
+@pytest.fixture
+def dynamodb_faults(dynamodb_endpoint: str) -> Iterator[FaultProxy]:
+    """A way to that DynamoDB that does what it is told to; nothing at first."""
+    with FaultProxy(dynamodb_endpoint) as wire:
+        yield wire
 
 
 @pytest.fixture(scope="session")

@@ -78,6 +78,8 @@ def test_it_prints_endpoints_that_answer(lab: RunningLab) -> None:
         assert connection.execute("SHOW wal_level").fetchone() == ("logical",)
     assert client("kinesis", lab.endpoints["kinesis"]).list_streams()["StreamNames"] == []
     assert client("dynamodb", lab.endpoints["dynamodb"]).list_tables()["TableNames"] == []
+    assert client("kinesis", lab.endpoints["kinesis_faults"]).list_streams()["StreamNames"] == []
+    assert client("dynamodb", lab.endpoints["dynamodb_faults"]).list_tables()["TableNames"] == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
