@@ -126,6 +126,11 @@ class FaultProxy:
     async def _sever(self) -> None:
         if self._server is None:
             return
+        # First no more is accepted, then what was accepted becomes a connection: one that the server's end finds half
+        # made is never closed (CPython 3.11).
+        for listening in self._server.sockets:
+            self._loop.remove_reader(listening.fileno())
+        await asyncio.sleep(0)
         self._server.close()
         self._server = None
         # Bound but not listening: connections are refused, and nobody else gets the port.
@@ -141,12 +146,17 @@ class FaultProxy:
         await self._sever()
         for _, (_, writer) in self._idle:
             writer.close()
+        await asyncio.sleep(0)  # a task that is cancelled before it starts closes nothing
         others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.sleep(0)  # transports close their sockets in the loop's next round
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._server is None:  # it was accepted just before the cut
+            writer.transport.abort()
+            return
         self._open.add(writer)
         with suppress(ConnectionError, BadMessage, asyncio.CancelledError):
             while request := await read_request(reader):
