@@ -266,10 +266,13 @@ class Lab:
         self.postgres = PostgresCluster()
         self.kinesis = Kinesalite()
         self.dynamodb = DynamoDbLocal()
+        self.standin_kinesis = StandinKinesis()
+        self.standin_dynamodb = StandinDynamoDb()
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        return self.dynamodb, self.kinesis, self.postgres  # the slowest to start comes first
+        # The slowest to start comes first.
+        return self.dynamodb, self.kinesis, self.postgres, self.standin_kinesis, self.standin_dynamodb
 
     def start(self) -> None:
         """Starts all at the same time and returns when all answer."""
@@ -288,6 +291,8 @@ class Lab:
             "postgres": self.postgres.url(),
             "kinesis": self.kinesis.url,
             "dynamodb": self.dynamodb.url,
+            "standin_kinesis": self.standin_kinesis.url,
+            "standin_dynamodb": self.standin_dynamodb.url,
             "region": REGION,
             "access_key_id": ACCESS_KEY_ID,
             "secret_access_key": SECRET_ACCESS_KEY,

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 
 from lab.faults import FaultProxy
 from lab.part import Part
-from lab.parts import DynamoDbLocal, Kinesalite, PostgresCluster, PostgresServer, StandinKinesis
+from lab.parts import DynamoDbLocal, Kinesalite, PostgresCluster, PostgresServer, StandinDynamoDb, StandinKinesis
 from tests.proofs import Servers
 
 P = TypeVar("P", bound=Part)
@@ -70,6 +70,13 @@ def dynamodb_faults(dynamodb_endpoint: str) -> Iterator[FaultProxy]:
     """A way to that DynamoDB that does what it is told to; nothing at first."""
     with FaultProxy(dynamodb_endpoint) as wire:
         yield wire
+
+
+@pytest.fixture(scope="session")
+def standin_dynamodb_endpoint(shared_folder: Path) -> Iterator[str]:
+    """The URL of our own stand-in for DynamoDB, which never throttles, for all tests."""
+    with shared(shared_folder, "UPWELL_TEST_STANDIN_DYNAMODB_URL", StandinDynamoDb, lambda part: part.url) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,15 @@ import psycopg
 import pytest
 
 from lab import fetch, find, part
-from lab.parts import DynamoDbLocal, Kinesalite, PartFailed, PartMissing, PostgresCluster, PostgresServer
+from lab.parts import (
+    DynamoDbLocal,
+    Kinesalite,
+    PartFailed,
+    PartMissing,
+    PostgresCluster,
+    PostgresServer,
+    StandinKinesis,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 END_S = 20.0
@@ -78,13 +86,15 @@ def test_it_prints_endpoints_that_answer(lab: RunningLab) -> None:
         assert connection.execute("SHOW wal_level").fetchone() == ("logical",)
     assert client("kinesis", lab.endpoints["kinesis"]).list_streams()["StreamNames"] == []
     assert client("dynamodb", lab.endpoints["dynamodb"]).list_tables()["TableNames"] == []
+    assert client("kinesis", lab.endpoints["standin_kinesis"]).list_streams()["StreamNames"] == []
+    assert client("dynamodb", lab.endpoints["standin_dynamodb"]).list_tables()["TableNames"] == []
     assert client("kinesis", lab.endpoints["kinesis_faults"]).list_streams()["StreamNames"] == []
     assert client("dynamodb", lab.endpoints["dynamodb_faults"]).list_tables()["TableNames"] == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_asked_to_stop_it_ends_every_server_before_itself(lab: RunningLab, number: signal.Signals) -> None:
-    assert len(lab.descendants) >= 6  # three servers, each with its leash
+    assert len(lab.descendants) >= 10  # five servers, each with its leash
     lab.process.send_signal(number)
     assert lab.process.wait(END_S) == 0
     assert lab.leaves_nothing()
@@ -188,7 +198,7 @@ def test_dynamodb_keeps_tables_over_a_restart_when_durable() -> None:
         assert client("dynamodb", dynamodb.url).list_tables()["TableNames"] == ["kept"]
 
 
-@pytest.mark.parametrize("make", [Kinesalite, DynamoDbLocal, PostgresCluster])
+@pytest.mark.parametrize("make", [Kinesalite, DynamoDbLocal, StandinKinesis, PostgresCluster])
 def test_a_port_taken_by_another_is_exchanged(make: type[part.Part], monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server((part.LOOPBACK, 0)) as taken:
         ports = iter([taken.getsockname()[1], part.free_port()])

@@ -1,0 +1,70 @@
+"""Whatever stands in for DynamoDB passes the contract, with its deviations named; and so does DynamoDB itself.
+
+UPWELL_TEST_DYNAMODB_URL=https://dynamodb.eu-central-1.amazonaws.com, with credentials in the environment, runs it
+against AWS: a few minutes, and a few cents.
+"""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from lab.parts import StandinDynamoDb
+from tests.contract.dynamodb_service_contract import Deviation, DynamoDbServiceContract, DynamoDbThrottlingContract
+
+OTHER = "UPWELL_TEST_DYNAMODB_URL" in os.environ
+DYNAMODB_LOCAL = frozenset[Deviation](() if OTHER else {"never throttles"})
+
+
+class TestDynamoDb(DynamoDbServiceContract):
+    """DynamoDB Local, or what UPWELL_TEST_DYNAMODB_URL names: that is taken for DynamoDB, without deviations."""
+
+    deviations = DYNAMODB_LOCAL
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def endpoint(cls, dynamodb_endpoint: str) -> str:
+        return dynamodb_endpoint
+
+
+class TestDynamoDbThrottling(DynamoDbThrottlingContract):
+    """As above."""
+
+    deviations = DYNAMODB_LOCAL
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def endpoint(cls, dynamodb_endpoint: str) -> str:
+        return dynamodb_endpoint
+
+
+class TestStandin(DynamoDbServiceContract):
+    """Our own, as fast as it can."""
+
+    deviations = frozenset({"takes reserved words"})
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def endpoint(cls, standin_dynamodb_endpoint: str) -> str:
+        return standin_dynamodb_endpoint
+
+
+class TestStandinWithLimits(DynamoDbThrottlingContract):
+    """Our own, with AWS's limits."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def endpoint(cls) -> Iterator[str]:
+        with StandinDynamoDb(limits=1) as standin:
+            yield standin.url
+
+
+class TestStandinWithoutLimits(DynamoDbThrottlingContract):
+    """Our own, as fast as it can."""
+
+    deviations = frozenset({"never throttles"})
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def endpoint(cls, standin_dynamodb_endpoint: str) -> str:
+        return standin_dynamodb_endpoint
