@@ -20,7 +20,6 @@ from pydantic_core import ErrorDetails
 from upwell.configfile import Document, FieldPath, Problem, SecretResolver, field_name, read
 from upwell.errors import ConfigError
 from upwell.mapping import TableRule
-from upwell.model import TableName
 from upwell.settings import (
     IDENTIFIER_BYTES_MAX,
     SOURCE_SCHEMES,
@@ -31,6 +30,7 @@ from upwell.settings import (
     SourceSettings,
     SubscriberSettings,
 )
+from upwell.tablepatterns import parse_pattern
 
 # Settings that the interface promises and this version does not have: place → the values, None for any.
 _LATER: Final[Mapping[FieldPath, tuple[str, ...] | None]] = {
@@ -304,9 +304,6 @@ def _places(model: type[BaseModel], above: FieldPath) -> Iterator[FieldPath]:
             yield from _places(inner, (*above, name, *table))
 
 
-_QUOTED_WILDCARD = re.compile(r'"[^"]*[*?]')
-
-
 def _rules(config: Config, document: Document) -> tuple[list[tuple[TableRule, DynamoDbItem | None]], list[Problem]]:
     """The tables' rules, those that name one table before the patterns, so that the order of the file decides only
     among patterns.
@@ -316,13 +313,10 @@ def _rules(config: Config, document: Document) -> tuple[list[tuple[TableRule, Dy
     for key, table in config.tables.items():
         place = ("tables", key)
         try:
-            pattern = TableName.parse(key)
+            pattern = parse_pattern(key)
         except ValueError:
             problems.append(Problem("UW-CF-013", place, "this is no table name; write schema.table, quoted as in SQL"))
             continue
-        if _QUOTED_WILDCARD.search(key):
-            sentence = "a quoted name with * or ? is not in this version; let an unquoted ? stand for that character"
-            problems.append(Problem("UW-CF-010", place, sentence))
         rule = TableRule(
             pattern=pattern,
             columns=table.columns,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -84,16 +86,23 @@ def table_findings(
 
 def no_such_table(table: str, region: str, key: Sequence[KeyAttribute]) -> OperatorError:
     """The table is not there, with the command that makes it."""
-    definitions = " ".join(f"AttributeName={name},AttributeType={type_}" for name, type_ in key)
-    schema = " ".join(
-        f"AttributeName={name},KeyType={role}" for (name, _), role in zip(key, ("HASH", "RANGE"), strict=False)
-    )
+    definitions = [{"AttributeName": name, "AttributeType": type_} for name, type_ in key]
+    schema = _key_schema(key)
     return OperatorError(
         f"The DynamoDB table {table} does not exist in {region}.",
         code="UW-DD-001",
         remedy=f"aws dynamodb create-table --region {region} --table-name {table} --billing-mode PAY_PER_REQUEST "
-        f"--attribute-definitions {definitions} --key-schema {schema}",
+        f"--attribute-definitions {_as_argument(definitions)} --key-schema {_as_argument(schema)}",
     )
+
+
+def _key_schema(key: Sequence[KeyAttribute]) -> list[dict[str, str]]:
+    return [{"AttributeName": name, "KeyType": role} for (name, _), role in zip(key, ("HASH", "RANGE"), strict=False)]
+
+
+def _as_argument(value: object) -> str:
+    """For a shell, whatever columns are called."""
+    return shlex.quote(json.dumps(value, separators=(",", ":")))
 
 
 def _describe(service: JsonService, table: str) -> Mapping[str, Any] | None:
@@ -112,10 +121,7 @@ def _create(service: JsonService, table: str, key: Sequence[KeyAttribute]) -> No
                 "TableName": table,
                 "BillingMode": "PAY_PER_REQUEST",
                 "AttributeDefinitions": [{"AttributeName": name, "AttributeType": type_} for name, type_ in key],
-                "KeySchema": [
-                    {"AttributeName": name, "KeyType": role}
-                    for (name, _), role in zip(key, ("HASH", "RANGE"), strict=False)
-                ],
+                "KeySchema": _key_schema(key),
             },
         )
     except TransientError as error:

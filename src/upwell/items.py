@@ -48,6 +48,8 @@ _PRECISION = re.compile(r"\(\s*([0-9]+)")
 _TABLE_NAME = re.compile(r"[a-zA-Z0-9_.-]{3,255}")
 # A row's JSON this far below the limit needs no exact count: nothing takes four times the bytes of its JSON.
 _SURELY_SMALL = ITEM_BYTES_MAX // 4
+_NOT_TAKEN = re.compile(r"[^a-zA-Z0-9_.-]")
+_KEY_NAME_BYTES_MAX: Final = 255
 
 
 @dataclass(frozen=True)
@@ -97,28 +99,44 @@ def key_type(column: Column) -> KeyType:
 def table_names(schemas: Sequence[TableSchema], prefix: str) -> dict[str, str]:
     """source table → DynamoDB table: `prefix` and its name, with its schema where two would be the same.
 
-    Raises ConfigError where DynamoDB does not take the name, or where two source tables would still share one.
+    In a name that DynamoDB does not take, each other character becomes `_x`, its number in hexadecimal, `_`: `order
+    details` is `order_x0020_details`, as in SQL/XML (ISO 9075-14). Raises ConfigError where the name is too long or
+    too short, or where two source tables would still share one.
     """
     short = {schema.table: TableName.parse(schema.target or schema.table).name for schema in schemas}
     names: dict[str, str] = {}
     for table, name in short.items():
         parsed = TableName.parse(table)
         shared = sum(other == name for other in short.values()) > 1
-        names[table] = f"{prefix}{parsed.schema}.{name}" if shared and parsed.schema else f"{prefix}{name}"
+        whole = f"{_taken(parsed.schema)}.{_taken(name)}" if shared and parsed.schema else _taken(name)
+        names[table] = f"{prefix}{whole}"
     for table, name in names.items():
         rivals = [other for other, its in names.items() if its == name and other != table]
         if rivals or not _TABLE_NAME.fullmatch(name):
-            why = f"{', '.join(rivals)} has the same" if rivals else "DynamoDB takes only letters, digits, _ . -"
+            why = f"{', '.join(rivals)} has the same" if rivals else "DynamoDB takes 3 to 255 letters, digits, _ . -"
             raise ConfigError(
                 f"{table} can't become the DynamoDB table {name}: {why}.",
                 code="UW-DD-006",
-                remedy=f"Give it another name: tables: {{{table}: {{to: NAME}}}}",
+                remedy=f"Give it another name: tables: {{{_yaml(table)}: {{to: NAME}}}}",
             )
     return names
 
 
 class ItemForm:
     """How the rows of one schema become items: prepared once, used for every row."""
+def _taken(name: str) -> str:
+    """The name, or where DynamoDB does not take it, one that no other name becomes in this way."""
+    if not _NOT_TAKEN.search(name):
+        return name
+    literal = re.sub(r"_(?=x[0-9a-f]{4})", "_x005f_", name)
+    return _NOT_TAKEN.sub(lambda sign: f"_x{ord(sign[0]):04x}_", literal)
+
+
+def _yaml(text: str) -> str:
+    """A key of a configuration."""
+    return text if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]*", text) else json.dumps(text, ensure_ascii=False)
+
+
 
     def __init__(
         self, schema: TableSchema, table: str, templates: KeyTemplates | None = None, nulls: Nulls = "absent"
@@ -157,8 +175,7 @@ class ItemForm:
             return partition, sort
         if len(key) <= 2:
             return None, None
-        braced = "#".join("{" + column.name.replace("{", "{{").replace("}", "}}") + "}" for column in key[1:])
-        return None, Template(braced, key)
+        return None, Template.joined(key[1:], "#", key)
 
     def _key_attributes(self) -> tuple[KeyAttribute, ...]:
         if self._partition is not None:
@@ -179,22 +196,42 @@ class ItemForm:
                 raise ConfigError(
                     f"The column {column.name} of {self.schema.table} has the name of an attribute of upwell's.",
                     code="UW-DD-007",
-                    remedy=f"Rename it: tables: {{{self.schema.table}: {{rename: {{{column.name}: NAME}}}}}}",
+                    remedy=self._rename(column.name),
                 )
 
     def key(self, values: Sequence[Value]) -> Item:
+        names = [column.name for column in self.schema.columns]
+        unfit = [] if "" not in names else [""]
+        unfit += [key.name for key in self.key_attributes if len(key.name.encode()) > _KEY_NAME_BYTES_MAX]
+        if unfit:
+            raise ConfigError(
+                f"DynamoDB has no attribute called {unfit[0]!r}, as a column of {self.schema.table} is: names have at "
+                f"least one character, in a key at most {_KEY_NAME_BYTES_MAX} bytes.",
+                code="UW-DD-007",
+                remedy=self._rename(unfit[0]),
+            )
+
+    def _rename(self, column: str) -> str:
+        return f"Rename it: tables: {{{_yaml(self.schema.table)}: {{rename: {{{_yaml(column)}: NAME}}}}}}"
         """The key's attributes for the key's values, in the key's order. Raises Rejected."""
         item: Item = {}
         first, *rest = self.key_attributes
-        value = self._partition.render(values) if self._partition is not None else values[0]
+        value = self._partition.render(values) if self._partition is not None else self._of_key(0, values)
         item[first.name] = _key_attribute(first, value, PARTITION_KEY_BYTES_MAX)
         if rest:
-            value = self._sort.render(values) if self._sort is not None else values[1]
+            value = self._sort.render(values) if self._sort is not None else self._of_key(1, values)
             item[rest[0].name] = _key_attribute(rest[0], value, SORT_KEY_BYTES_MAX)
         return item
 
     def item(self, values: Sequence[Value], row_bytes: int) -> Item:
         """A row's attributes, key included. `row_bytes`: what its JSON takes. Raises Rejected."""
+    def _of_key(self, index: int, values: Sequence[Value]) -> Value:
+        """SQLite keeps numbers in columns for dates: no text there looks like one, so the number's text is its key."""
+        value = values[index]
+        if isinstance(value, int | float) and self._key_columns[index].kind is Kind.TEXT:
+            return repr(value)
+        return value
+
         item = self.key([values[index] for index in self.schema.key_indexes])
         for index, name, encode in self._encoders:
             value = values[index]
@@ -327,7 +364,7 @@ def _structure(value: Any, depth: int) -> Attribute:
     if isinstance(value, _Digits):
         return _number(str(value))
     if isinstance(value, str):
-        return {"S": value}
+        return {"S": _whole(value)}
     if value is None:
         return _NULL
     if isinstance(value, bool):
@@ -338,7 +375,14 @@ def _structure(value: Any, depth: int) -> Attribute:
         return {"L": [_structure(part, depth + 1) for part in value]}
     if "" in value:
         raise ValueError("a member without a name")
-    return {"M": {name: _structure(part, depth + 1) for name, part in value.items()}}
+    return {"M": {_whole(name): _structure(part, depth + 1) for name, part in value.items()}}
+
+
+def _whole(text: str) -> str:
+    """Raises UnicodeEncodeError, a ValueError, where JSON's escapes have left half of a surrogate pair."""
+    if not text.isascii():
+        text.encode()
+    return text
 
 
 _ENCODERS: Final[dict[Kind, Callable[[Value], Attribute]]] = {

@@ -34,7 +34,19 @@ class Template:
         """Raises ConfigError where it names other columns, or where two keys could give the same text."""
         self.text = text
         self._code = code
-        self._fields, self._end = self._parse(text)
+        self._compile(*self._parse(text), key)
+
+    @classmethod
+    def joined(cls, columns: Sequence[Column], separator: str, key: Sequence[Column]) -> Template:
+        """The texts of some of the key's columns, whatever those are called, with the separator in between."""
+        made = cls.__new__(cls)
+        made.text = separator.join(column.name for column in columns)
+        made._code = ""
+        made._compile([_Field(c.name, "", separator if n else "") for n, c in enumerate(columns)], "", key)
+        return made
+
+    def _compile(self, fields: list[_Field], end: str, key: Sequence[Column]) -> None:
+        self._fields, self._end = fields, end
         self.columns = frozenset(field.column for field in self._fields)
         by_name = {column.name: (index, column) for index, column in enumerate(key)}
         self._parts = [self._part(number, by_name) for number in range(len(self._fields))]
@@ -96,7 +108,7 @@ class Template:
             return _integer(field, index)
         if field.format:
             raise self._wrong(f"{field.column} is not a whole number: it takes no format")
-        return _text(field.before, index, None if last else after[0])
+        return _text(field, index, column.kind, None if last else after[0])
 
     def _wrong(self, why: str) -> ConfigError:
         return ConfigError(
@@ -122,11 +134,14 @@ def _integer(field: _Field, index: int) -> _Render:
     return render
 
 
-def _text(before: str, index: int, stop: str | None) -> _Render:
+def _text(field: _Field, index: int, kind: Kind, stop: str | None) -> _Render:
+    before = field.before
     escaped = {} if stop is None else {ord("%"): "%25", ord(stop): f"%{ord(stop):02X}"}
 
     def render(key: Sequence[Value]) -> str:
         value = key[index]
+        if not isinstance(value, str) and kind is Kind.OTHER:
+            raise Rejected(f"its key column {field.column} holds a number, where a text may look the same")
         text = value if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else repr(value)
         return before + text.translate(escaped) if escaped else before + text
 

@@ -7,7 +7,6 @@ changes the key, in every event of the table alike, so order per key stays what 
 from __future__ import annotations
 
 import hmac
-import re
 from collections.abc import Callable, Sequence
 from collections.abc import Mapping as Dict
 from dataclasses import dataclass, field, replace
@@ -27,6 +26,7 @@ from upwell.model import (
     TableSelection,
     Value,
 )
+from upwell.tablepatterns import folded, has_wildcard, part_matches, shown
 from upwell.where import Condition, Where
 
 Mask = Literal["hmac", "redact", "null"]
@@ -48,7 +48,7 @@ _DEFAULT_SCHEMAS: Final = {"postgresql": "public", "sqlite": "main", "sqlserver"
 class TableRule:
     """What the configuration says of the tables that a pattern names. The first rule that matches a table counts."""
 
-    pattern: TableName  # as in TableSelection
+    pattern: TableName  # one of tablepatterns.py
     columns: tuple[str, ...] | None = None  # only these and the key; None: all
     exclude: tuple[str, ...] = ()
     where: Where | None = None
@@ -72,22 +72,13 @@ class TableRule:
         name = TableName.parse(table)
         default = _DEFAULT_SCHEMAS.get(dialect)
         wanted, actual = self.pattern.schema or default, name.schema or default
-        fits = wanted is None or actual is None or _like(wanted, actual, dialect)
-        return fits and _like(self.pattern.name, name.name, dialect)
+        fits = wanted is None or actual is None or part_matches(wanted, actual, dialect)
+        return fits and part_matches(self.pattern.name, name.name, dialect)
 
     @property
     def is_pattern(self) -> bool:
         """Whether it may match several tables."""
-        return any(sign in part for part in self.pattern for sign in "*?")
-
-
-def _like(pattern: str, text: str, dialect: str) -> bool:
-    expression = "".join({"*": ".*", "?": "."}.get(sign) or re.escape(sign) for sign in pattern)
-    return re.fullmatch(expression, text, re.DOTALL | _case(dialect)) is not None
-
-
-def _case(dialect: str) -> re.RegexFlag:
-    return re.NOFLAG if dialect == "postgresql" else re.IGNORECASE
+        return has_wildcard(self.pattern)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +201,7 @@ class Mapping:
             return True  # nothing that the filter reads has changed: the row is at the target, or is not, as before
         self._resyncs[event.schema.table] = (
             "a row may have entered the filter without its large unchanged values, which PostgreSQL does not repeat; "
-            f"ALTER TABLE {event.schema.table} REPLICA IDENTITY FULL makes it repeat them"
+            f"ALTER TABLE {TableName.parse(event.schema.table).sql} REPLICA IDENTITY FULL makes it repeat them"
         )
         return True
 
@@ -299,9 +290,9 @@ def _check_known(rule: TableRule, source: TableSchema, listed: Sequence[str]) ->
 
 def _real(name: str, names: Sequence[str], dialect: str) -> str:
     """The column's name as the source writes it; case counts where it does there."""
-    if name not in names and dialect != "postgresql":
-        return next((other for other in names if other.casefold() == name.casefold()), name)
-    return name
+    if name in names:
+        return name
+    return next((other for other in names if folded(other, dialect) == folded(name, dialect)), name)
 
 
 def _column(schema: TableSchema, name: str) -> Column:
@@ -338,4 +329,4 @@ def _picker(parts: Sequence[tuple[int, _Masker | None]]) -> Callable[[list[Value
 
 def _wrong(rule: TableRule, sentence: str, code: str, remedy: str = "") -> ConfigError:
     where = f"{rule.origin}: " if rule.origin else ""
-    return ConfigError(f"{where}tables.{rule.pattern}: {sentence}.", code=code, remedy=remedy)
+    return ConfigError(f"{where}tables.{shown(rule.pattern)}: {sentence}.", code=code, remedy=remedy)

@@ -67,6 +67,11 @@ class TableName(NamedTuple):
         first, second = parts.group(1), parts.group(2)
         return cls("", _unquote(first)) if second is None else cls(_unquote(first), _unquote(second))
 
+    @property
+    def sql(self) -> str:
+        """The name as SQL takes it, whatever is in it: for a statement that is shown to a person."""
+        return ".".join('"' + part.replace('"', '""') + '"' for part in self if part)
+
     def __str__(self) -> str:
         return f"{_quote(self.schema)}.{_quote(self.name)}" if self.schema else _quote(self.name)
 
@@ -317,7 +322,7 @@ class LaneRecord(Generic[Item]):
 class TableSelection:
     """Which tables, and which of their columns, leave the source. The first selection that matches a table counts.
 
-    In the pattern `*` stands for any characters and `?` for one; an empty schema is the source's default schema.
+    The pattern is one of tablepatterns.py; an empty schema is the source's default schema.
     """
 
     pattern: TableName

@@ -26,7 +26,7 @@ FLOORS = {
     "contracts": {"ports.py"},
     "rules": {
         "lanes.py", "envelope.py", "mapping.py", "where.py", "comparison.py", "items.py", "keytemplates.py",
-        "clock.py", "failpoints.py",
+        "clock.py", "failpoints.py", "tablepatterns.py",
     },
     "configuration": {"config.py", "configfile.py", "settings.py"},
     "aws": {"aws.py", "aws_errors.py", "http1.py", "sigv4.py"},

@@ -1,6 +1,7 @@
 """Rows as DynamoDB items: types, limits, keys, and the way back."""
 
 import json
+import re
 from decimal import Decimal
 from typing import Any
 
@@ -19,7 +20,7 @@ from upwell.items import (
     key_type,
     table_names,
 )
-from upwell.model import Column, Kind, TableSchema
+from upwell.model import Column, Kind, TableName, TableSchema
 
 
 def schema(*columns: tuple[str, str, Kind], key: tuple[str, ...] = ("id",), table: str = "public.t") -> TableSchema:
@@ -54,6 +55,10 @@ def of_kind(kind: Kind, type_: str = "?") -> ItemForm:
         (Kind.TIMESTAMP, "timestamp", "2026-01-31T10:00:00", {"S": "2026-01-31T10:00:00"}),
         (Kind.JSON, "jsonb", "null", {"NULL": True}),
         (Kind.JSON, "jsonb", '"a"', {"S": "a"}),
+        # Half of a surrogate pair is JSON, and no text: nobody could write it as UTF-8.
+        (Kind.JSON, "json", '["\\ud800"]', {"S": '["\\ud800"]'}),
+        (Kind.JSON, "json", '{"\\udfff": 1}', {"S": '{"\\udfff": 1}'}),
+        (Kind.JSON, "json", '"\\ud83d\\ude42"', {"S": "🙂"}),
         (Kind.JSON, "jsonb", "[1, 2.50, 1e400]", {"L": [{"N": "1"}, {"N": "2.50"}, {"S": "1e400"}]}),
         (
             Kind.JSON,
@@ -143,6 +148,29 @@ class TestKeys:
         with pytest.raises(ConfigError, match="leave out b"):
             ItemForm(table, "t", KeyTemplates("t", "A#{a}"))
 
+    def test_a_number_in_a_column_for_dates_is_a_key_by_its_text(self) -> None:
+        form = ItemForm(schema(("day", "DATE", Kind.TEXT), ("at", "TIME", Kind.TEXT), key=("day", "at")), "t")
+        assert form.key([20260131, 0.5]) == {"day": {"S": "20260131"}, "at": {"S": "0.5"}}
+
+    @pytest.mark.parametrize("name", ["a{b", "a}b", "{}", "a:b", "a!r", "a#b", "%s", "a.b[0]"])
+    def test_columns_of_a_joined_key_may_be_called_anything(self, name: str) -> None:
+        columns = [("a", "text", Kind.TEXT), (name, "text", Kind.TEXT), (name + "2", "int", Kind.INT)]
+        form = ItemForm(schema(*columns, key=("a", name, name + "2")), "t")
+        assert form.key(["x", "y#", 3]) == {"a": {"S": "x"}, "_upwell_sk": {"S": "y%23#3"}}
+
+    def test_a_number_where_texts_may_look_like_it_is_no_part_of_a_joined_key(self) -> None:
+        columns = [("a", "text", Kind.TEXT), ("b", "", Kind.OTHER), ("c", "text", Kind.TEXT)]
+        form = ItemForm(schema(*columns, key=("a", "b", "c")), "t")
+        assert form.key(["x", "1", "z"])["_upwell_sk"] == {"S": "1#z"}
+        with pytest.raises(Rejected, match="column b holds a number"):
+            form.key(["x", 1, "z"])
+
+    @pytest.mark.parametrize("name", ["", "x" * 256, "é" * 128])
+    def test_names_that_dynamodb_has_not_are_refused(self, name: str) -> None:
+        with pytest.raises(ConfigError, match="has no attribute called") as raised:
+            ItemForm(schema((name, "int", Kind.INT), key=(name,)), "t")
+        assert json.dumps(name, ensure_ascii=False) in raised.value.remedy or name in raised.value.remedy
+
     @pytest.mark.parametrize(
         ("kind", "value"),
         [
@@ -153,7 +181,7 @@ class TestKeys:
             (Kind.DECIMAL, "1" * 39),
             (Kind.FLOAT, "NaN"),
             (Kind.INT, "abc"),
-            (Kind.TEXT, 5),
+            (Kind.OTHER, 5),  # SQLite: beside a text "5"
         ],
     )
     def test_what_can_be_no_key_is_rejected(self, kind: Kind, value: Any) -> None:
@@ -207,10 +235,27 @@ class TestNames:
     def test_or_as_configured(self) -> None:
         assert table_names(self.tables(users="people"), "shop-") == {"dbo.users": "shop-people"}
 
-    @pytest.mark.parametrize("names", [["dbo.größe"], ["dbo.a b"], ["dbo." + "x" * 300]])
-    def test_what_dynamodb_does_not_take_is_refused(self, names: list[str]) -> None:
-        with pytest.raises(ConfigError) as raised:
-            table_names(self.tables(*names), "p-")
+    def test_what_dynamodb_does_not_take_is_spelled(self) -> None:
+        names = table_names(self.tables("dbo.größe", 'dbo."a b"', "dbo.🙂", "dbo.a_x0020_b2"), "p-")
+        assert list(names.values()) == ["p-gr_x00f6__x00df_e", "p-a_x0020_b", "p-_x1f642_", "p-a_x0020_b2"]
+        in_a_schema = table_names(self.tables('"my s".t', "dbo.t"), "p-")
+        assert list(in_a_schema.values()) == ["p-my_x0020_s.t", "p-dbo.t"]
+
+    @given(st.lists(st.text(st.sampled_from(" _x0205fé.%"), min_size=1, max_size=12), unique=True, max_size=6))
+    def test_two_names_are_never_spelled_alike(self, names: list[str]) -> None:
+        spelled = [str(TableName("dbo", name)) for name in names if not re.fullmatch(r"[a-zA-Z0-9_.-]+", name)]
+        found = table_names(self.tables(*spelled), "p-")
+        assert len(set(found.values())) == len(spelled)
+        assert all(re.fullmatch(r"[a-zA-Z0-9_.-]{3,255}", name) for name in found.values())
+
+    def test_one_that_looks_like_a_spelled_one_is_refused(self) -> None:
+        with pytest.raises(ConfigError, match="has the same"):
+            table_names(self.tables('dbo."a b"', "dbo.a_x0020_b"), "p-")
+
+    @pytest.mark.parametrize(("name", "prefix"), [("dbo." + "x" * 300, "p-"), ("dbo." + "é" * 40, "p-"), ("dbo.a", "")])
+    def test_names_of_other_lengths_are_refused(self, name: str, prefix: str) -> None:
+        with pytest.raises(ConfigError, match="3 to 255") as raised:
+            table_names(self.tables(name), prefix)
         assert raised.value.code == "UW-DD-006"
 
     def test_two_tables_never_share_one(self) -> None:

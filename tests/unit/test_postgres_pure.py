@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from upwell.errors import OperatorError, PositionLost, TransientError
 from upwell.model import Position, TableName
-from upwell.sources.postgres_catalog import has_wildcard, matches
+from upwell.sources.postgres_catalog import matches
 from upwell.sources.postgres_chunks import Snapshot, whole_xid
 from upwell.sources.postgres_place import Place, Server, Slot, why_lost
 from upwell.sources.postgres_session import meaning, quote_ident, quote_literal, refused
@@ -143,12 +143,6 @@ def test_quoting() -> None:
 )
 def test_patterns(pattern: tuple[str, str], name: tuple[str, str], matching: bool) -> None:
     assert matches(TableName(*pattern), TableName(*name)) is matching
-
-
-def test_wildcards() -> None:
-    assert has_wildcard(TableName("*", "a"))
-    assert has_wildcard(TableName("a", "b?"))
-    assert not has_wildcard(TableName("", "a.b"))
 
 
 # --- errors

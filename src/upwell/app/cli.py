@@ -132,7 +132,7 @@ def track(file: Path, dry_run: bool, undo: bool) -> None:
     from upwell.app.track import track as run_it
 
     for statement in run_it(loaded(file, ["source"]), undo=undo, dry_run=dry_run):
-        click.echo(statement if ";" in statement[-1:] or "; --" in statement else f"{statement};")
+        click.echo(statement)
 
 
 @upwell.command()
@@ -298,7 +298,7 @@ def resync(file: Path, tables: tuple[str, ...], reason: str) -> None:
     from upwell.app.resync import resync as run_it
 
     for table in run_it(loaded(file, ["source"]), tables, reason):
-        click.echo(f"{table} will be read again")
+        click.echo(logs.visible(f"{table} will be read again"))
 
 
 @upwell.command()
@@ -332,12 +332,12 @@ def verify(file: Path, tables: tuple[str, ...], repair: bool, pause_s: float) ->
     wrong = []
     for result in compared(pipeline, tables, SystemClock(), pause_s):
         for line in sentences(result, KEYS_SHOWN_MAX):
-            click.echo(line)
+            click.echo(logs.visible(line))
         if not result.equal:
             wrong.append(result.table)
     if wrong and repair:
         for table in read_again(pipeline, wrong, "verify found differences"):
-            click.echo(f"{table} will be read again by the publisher")
+            click.echo(logs.visible(f"{table} will be read again by the publisher"))
     return 1 if wrong else 0
 
 
@@ -402,7 +402,7 @@ def replay_letters(file: Path, ids: tuple[str, ...]) -> None:
     from upwell.app.dead_letters import replay
 
     for table in replay(loaded(file, ["source"]), ids):
-        click.echo(f"{table} will be read again")
+        click.echo(logs.visible(f"{table} will be read again"))
 
 
 @dead_letters.command("drop")

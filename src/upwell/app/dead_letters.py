@@ -5,6 +5,7 @@ A letter of the publisher is called `p-7`, one of the target `s-7`.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol
@@ -163,7 +164,7 @@ def replay(pipeline: Pipeline, names: Sequence[str]) -> list[str]:
             raise ConfigError(
                 "The tables can only be read again where the publisher runs.",
                 code="UW-CL-006",
-                remedy=f"Run there: upwell resync {' '.join(tables)}; and here: upwell dead-letters drop",
+                remedy=f"Run there: upwell resync {shlex.join(tables)}; and here: upwell dead-letters drop",
             )
         resync(pipeline, tables, "dead letters are to be replayed")
         for name in names:

@@ -12,12 +12,13 @@ import click
 import orjson
 
 from upwell.app import build
+from upwell.app.logs import visible
 from upwell.aws import AwsService
 from upwell.aws_errors import ServiceRefusal
 from upwell.clock import SystemClock
 from upwell.config import Pipeline
 from upwell.errors import UpwellError
-from upwell.model import Finding, TableSchema
+from upwell.model import Finding, TableName, TableSchema
 from upwell.sinks.kinesis import stream_status
 
 SKEW_S_WARN: Final = 60.0
@@ -55,9 +56,9 @@ def show_findings(found: Iterable[Finding], *, as_json: bool) -> set[str]:
     for finding in found:
         levels.add(finding.level)
         click.secho(f"{finding.level}  ", fg=_COLOURS[finding.level], nl=False)
-        click.echo(f"{finding.code:10}  {finding.sentence}")
+        click.echo(f"{finding.code:10}  {visible(finding.sentence, lines=True)}")
         if finding.remedy and finding.level != "pass":
-            click.echo(f"      to do: {finding.remedy}")
+            click.echo(f"      to do: {visible(finding.remedy, lines=True)}")
     return levels
 
 
@@ -101,7 +102,7 @@ def _filtered(pipeline: Pipeline, tables: Sequence[TableSchema], found: Sequence
                 "UW-CL-013",
                 f"{table.table} is filtered, and a changed row may come without its large values: one that may just "
                 "have entered the filter so has the whole table read again.",
-                f"ALTER TABLE {table.table} REPLICA IDENTITY FULL;",
+                f"ALTER TABLE {TableName.parse(table.table).sql} REPLICA IDENTITY FULL;",
             )
 
 

@@ -6,6 +6,7 @@ No message is meant to hold a secret; should one slip into what a driver or a se
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import traceback
 from collections.abc import Iterable
@@ -41,11 +42,11 @@ class _Lines(logging.Formatter):
     def _text(self, record: logging.LogRecord) -> str:
         name = record.name.removeprefix("upwell.").removeprefix("upwell")
         line = f"{iso_time(record.created)} {record.levelname.lower():7} {name + ': ' if name else ''}"
-        line += record.getMessage()
+        line += visible(record.getMessage())
         if code := getattr(record, "code", ""):
             line += f" [{code}]"
         if remedy := getattr(record, "remedy", ""):
-            line += f"\n  to do: {remedy}"
+            line += f"\n  to do: {visible(remedy)}"
         return line + (f"\n{self.formatException(record.exc_info)}" if record.exc_info else "")
 
     def _json(self, record: logging.LogRecord) -> str:
@@ -90,6 +91,18 @@ def hide(secrets: Iterable[str]) -> None:
     _lines.secrets.update(secret for secret in secrets if len(secret) >= SECRET_CHARS_MIN)
 
 
+# What moves a terminal's cursor, begins a line, or turns the direction of writing: names of tables may hold anything.
+_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def visible(text: str, *, lines: bool = False) -> str:
+    """The text with escapes such as \\x1b in the place of what would do something instead of being seen.
+
+    `lines`: it may have several lines.
+    """
+    return _CONTROL.sub(lambda sign: sign[0] if lines and sign[0] == "\n" else ascii(sign[0])[1:-1], text)
+
+
 def hidden(text: str) -> str:
     """The text with every secret blotted out."""
     for secret in _lines.secrets:
@@ -102,9 +115,9 @@ def failed(error: UpwellError) -> None:
     if _lines._form == "json":
         log.error("%s", error.message, extra={"code": error.code, "remedy": error.remedy})
         return
-    lines = [f"error: {error.message}"]
+    lines = [f"error: {visible(error.message, lines=True)}"]
     if error.remedy:
-        lines.append(f"  to do: {error.remedy}")
+        lines.append(f"  to do: {visible(error.remedy, lines=True)}")
     if error.code:
         lines.append(f"  more:  upwell explain {error.code}")
     click.echo(hidden("\n".join(lines)), err=True)

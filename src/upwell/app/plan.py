@@ -10,11 +10,13 @@ import click
 import orjson
 
 from upwell.app import build
+from upwell.app.logs import visible
 from upwell.app.tables import show
 from upwell.clock import SystemClock
 from upwell.config import Pipeline
 from upwell.items import attribute_type
 from upwell.model import Column, Kind, TableSchema
+from upwell.tablepatterns import folded
 from upwell.targets.postgres_tables import target_name
 from upwell.targets.postgres_types import target_type
 
@@ -81,13 +83,13 @@ def _columns(pipeline: Pipeline, source: TableSchema, leaving: TableSchema) -> I
     rule = next((rule for rule in pipeline.rules if rule.matches(source.table, source.dialect)), None)
     renamed = {} if rule is None else {new: old for old, new in rule.rename.items()}
     masks = {} if rule is None else rule.mask
-    types = {column.name.casefold(): column.type for column in source.columns}
+    types = {folded(column.name, source.dialect): column.type for column in source.columns}
     for column in leaving.columns:
         name = renamed.get(column.name, column.name)
         type_, warning = _target_type(pipeline, column, leaving)
         yield {
             "column": name,
-            "type": types.get(name.casefold(), column.type),
+            "type": types.get(folded(name, source.dialect), column.type),
             "wire": WIRE[column.kind],
             "to": column.name,
             "target_type": type_,
@@ -113,7 +115,7 @@ def show_plan(tables: Sequence[dict[str, Any]], *, as_json: bool) -> None:
         return
     for table in tables:
         rows = "" if table["rows"] is None else f", about {table['rows']} rows"
-        click.echo(f"{table['table']} → {table['to']}, key {', '.join(table['key'])}{rows}")
+        click.echo(visible(f"{table['table']} → {table['to']}, key {', '.join(table['key'])}{rows}"))
         if table["filter"]:
             click.echo(f"  only rows where {table['filter']}")
         if not table["snapshot"]:

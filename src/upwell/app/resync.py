@@ -9,6 +9,7 @@ from upwell.app import build
 from upwell.config import Pipeline
 from upwell.errors import ConfigError
 from upwell.model import TableName
+from upwell.tablepatterns import folded
 
 if TYPE_CHECKING:
     from upwell.state.sqlite import SqliteState
@@ -50,7 +51,7 @@ def _canonical(name: str, dialect: str) -> str:
     except ValueError:
         return name
     text = str(TableName(table.schema or DEFAULT_SCHEMAS[dialect], table.name))
-    return text if dialect == "postgresql" else text.casefold()
+    return folded(text, dialect)
 
 
 def resync(pipeline: Pipeline, names: Sequence[str], reason: str) -> list[str]:

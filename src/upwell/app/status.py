@@ -13,6 +13,7 @@ import click
 import orjson
 
 from upwell.app import build
+from upwell.app.logs import visible
 from upwell.app.tables import show
 from upwell.config import Pipeline
 from upwell.errors import UpwellError
@@ -93,9 +94,9 @@ def status(pipeline: Pipeline, *, as_json: bool, watch: bool) -> None:
 
 def _print(found: Mapping[str, Any]) -> None:
     publisher = found["publisher"]
-    click.echo(f"pipeline {found['pipeline']}: {_headline(publisher)}")
+    click.echo(visible(f"pipeline {found['pipeline']}: {_headline(publisher)}"))
     if publisher is not None and publisher.get("last_gap"):
-        click.echo(f"last gap: {publisher['last_gap']}")
+        click.echo(visible(f"last gap: {publisher['last_gap']}"))
     rows = [_row(name, table) for name, table in found["tables"].items()]
     if rows:
         show(HEADERS, rows)
@@ -110,7 +111,7 @@ def _print(found: Mapping[str, Any]) -> None:
     text = f"target: {subscriber['lanes']} lanes seen, {letters} dead letters"
     text += f", resync under way of {', '.join(active)}" if active else ""
     text += f", {subscriber['repairs_pending']} repairs asked for" if subscriber["repairs_pending"] else ""
-    click.echo(text)
+    click.echo(visible(text))
 
 
 def _headline(publisher: Mapping[str, Any] | None) -> str:

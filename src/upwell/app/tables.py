@@ -8,11 +8,14 @@ from typing import Final
 
 import click
 
+from upwell.app.logs import visible
+
 _STYLES: Final = {"pass": "green", "warn": "yellow", "fail": "red"}
 
 
 def show(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print the table on standard output."""
+    """Print the table on standard output; what is in its cells stays in them."""
+    rows = [[visible(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
         _draw(headers, rows)
     else:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from upwell.errors import ConfigError, OperatorError
@@ -13,6 +11,7 @@ from upwell.model import Column, TableName, TableSchema, TableSelection
 from upwell.sources.pgoutput import Relation
 from upwell.sources.postgres_session import quote_ident
 from upwell.sources.postgres_types import ColumnType, Decode, column_type
+from upwell.tablepatterns import part_matches
 
 if TYPE_CHECKING:
     import psycopg
@@ -298,18 +297,7 @@ def check_key(table: CatalogTable) -> None:
 def matches(pattern: TableName, name: TableName) -> bool:
     """Whether a selection's pattern names the table."""
     parts = zip((pattern.schema or DEFAULT_SCHEMA, pattern.name), name, strict=True)
-    return all(_matcher(wanted)(part) for wanted, part in parts)
-
-
-def has_wildcard(pattern: TableName) -> bool:
-    """Whether it may name tables that are not there yet."""
-    return any(sign in part for part in pattern for sign in "*?")
-
-
-@lru_cache(maxsize=1000)
-def _matcher(part: str) -> Callable[[str], re.Match[str] | None]:
-    expression = re.escape(part).replace(r"\*", ".*").replace(r"\?", ".")
-    return re.compile(expression, re.DOTALL).fullmatch
+    return all(part_matches(wanted, part, DIALECT) for wanted, part in parts)
 
 
 def _is_selected(selection: TableSelection, column: str) -> bool:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from upwell.errors import ConfigError, OperatorError
 from upwell.model import TableSelection
-from upwell.sources.postgres_catalog import PARTITION_ROOTS, Catalog, CatalogTable, check_key, has_wildcard, matches
+from upwell.sources.postgres_catalog import PARTITION_ROOTS, Catalog, CatalogTable, check_key, matches
 from upwell.sources.postgres_place import Slot
 from upwell.sources.postgres_session import quote_ident, quote_literal
+from upwell.tablepatterns import has_wildcard, shown
 
 if TYPE_CHECKING:
     import psycopg
@@ -39,7 +40,7 @@ def check_named_tables(catalog: Catalog) -> None:
     for selection in catalog.selections:
         if not has_wildcard(selection.pattern) and not any(matches(selection.pattern, t.name) for t in tables):
             raise OperatorError(
-                f"The source has no table {selection.pattern} that could be replicated.",
+                f"The source has no table {shown(selection.pattern)} that could be replicated.",
                 code="UW-PG-044",
                 remedy="Check its name under tables in the configuration. Partitions: name the partitioned table.",
             )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from upwell.errors import OperatorError, UpwellError
 from upwell.model import Finding, Inspected, TableName, TableSchema, TableSelection
-from upwell.sources.postgres_catalog import DEFAULT_SCHEMA, Catalog, CatalogTable, has_wildcard
+from upwell.sources.postgres_catalog import DEFAULT_SCHEMA, Catalog, CatalogTable
 from upwell.sources.postgres_requirements import (
     check_columns,
     check_named_tables,
@@ -28,6 +28,7 @@ from upwell.sources.postgres_session import (
     quote_ident,
     translated,
 )
+from upwell.tablepatterns import has_wildcard
 
 if TYPE_CHECKING:
     import psycopg
@@ -82,7 +83,7 @@ def track(url: str, *, tables: Sequence[TableSelection], slot: str, publication:
             check_table(table, publication, explicit=False, server_version=catalog.server_version)
         with _or_by_the_owner(url, "upwell track --dry-run"):
             for statement in statements:
-                if "pg_create_logical_replication_slot" in statement:
+                if statement.startswith("SELECT pg_create_logical_replication_slot("):
                     create_slot(sql, slot)
                 else:
                     sql.execute(statement.encode())

@@ -197,7 +197,8 @@ class SqliteSource:
                 "(SELECT strftime('%s', at) FROM _upwell_log WHERE id > ? LIMIT 1) FROM _upwell_log",
                 (self._confirmed,),
             ).fetchone()
-            pages, size = connection.execute("SELECT * FROM pragma_page_count, pragma_page_size").fetchone()
+            (pages,) = connection.execute("PRAGMA page_count").fetchone()
+            (size,) = connection.execute("PRAGMA page_size").fetchone()
             (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
         return {
             "log_entries": entries,

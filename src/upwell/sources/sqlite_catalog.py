@@ -15,7 +15,9 @@ from typing import Final, NamedTuple
 
 from upwell.errors import OperatorError
 from upwell.model import Column, Kind, TableName, TableSchema, TableSelection
+from upwell.tablepatterns import folded, has_wildcard, part_matches, shown
 
+DIALECT: Final = "sqlite"
 KEY_COLUMNS_MAX = 16
 PREFIX: Final = "_upwell_"  # of everything that upwell makes in a user's database
 
@@ -128,38 +130,28 @@ def read_catalog(
         try:
             if type_ == "table":
                 tables.append(_read_table(connection, name, selection, rowid=not without_rowid))
-            elif not _has_wildcard(selection.pattern):
+            elif not has_wildcard(selection.pattern):
                 raise _not_a_table(name, type_)
         except OperatorError as error:
             unusable.append(Unusable(name, error))
-    missing = [s.pattern for s in selections if s not in found and not _has_wildcard(s.pattern)]
-    unusable += [Unusable(pattern.name, _not_found(pattern), exists=False) for pattern in missing]
+    missing = [s.pattern for s in selections if s not in found and not has_wildcard(s.pattern)]
+    unusable += [Unusable(shown(pattern), _not_found(pattern), exists=False) for pattern in missing]
     return tables, unusable
 
 
 def _tables(connection: sqlite3.Connection) -> list[tuple[str, str, int]]:
-    rows = connection.execute(
-        "SELECT name, type, wr FROM pragma_table_list WHERE schema = 'main' AND type <> 'shadow' ORDER BY name"
-    )
-    return [row for row in rows if not row[0].lower().startswith((PREFIX, "sqlite_"))]
-
-
-def _has_wildcard(pattern: TableName) -> bool:
-    return any(sign in part for part in pattern for sign in "*?")
+    # PRAGMA statements, not the functions of that name: a table called pragma_table_list would hide the function.
+    found = [(name, type_, wr) for _, name, type_, _, wr, _ in connection.execute("PRAGMA main.table_list")]
+    return sorted(row for row in found if row[1] != "shadow" and not row[0].lower().startswith((PREFIX, "sqlite_")))
 
 
 def _matches(pattern: TableName, name: str) -> bool:
-    return _part_matches(pattern.schema or "main", "main") and _part_matches(pattern.name, name)
-
-
-def _part_matches(pattern: str, text: str) -> bool:
-    expression = "".join({"*": ".*", "?": "."}.get(sign) or re.escape(sign) for sign in pattern)
-    return re.fullmatch(expression, text, re.IGNORECASE | re.DOTALL) is not None  # as SQLite compares names
+    return part_matches(pattern.schema or "main", "main", DIALECT) and part_matches(pattern.name, name, DIALECT)
 
 
 def _read_table(connection: sqlite3.Connection, name: str, selection: TableSelection, *, rowid: bool) -> Table:
     # cid, name, type, notnull, dflt_value, pk, hidden: 2 and 3 are generated columns, 1 is of virtual tables only.
-    info = connection.execute("SELECT * FROM pragma_table_xinfo(?)", (name,)).fetchall()
+    info = connection.execute(f"PRAGMA main.table_xinfo({quoted(name)})").fetchall()
     key_info = sorted((column for column in info if column[5]), key=lambda column: column[5])
     key_names = [column[1] for column in key_info]
     if not key_names:
@@ -181,7 +173,7 @@ def _read_table(connection: sqlite3.Connection, name: str, selection: TableSelec
     return Table(
         name=name,
         all_columns=tuple(column[1] for column in info),
-        schema=TableSchema(str(TableName("main", name)), columns, tuple(key_names), "sqlite"),
+        schema=TableSchema(str(TableName("main", name)), columns, tuple(key_names), DIALECT),
         key=tuple(
             KeyColumn(c[1], collations.get(c[1], "BINARY"), typed=affinity_of(c[2]) == "BLOB" or c[2].upper() == "ANY")
             for c in key_info
@@ -214,11 +206,12 @@ def _key_in_order(connection: sqlite3.Connection, table: str, key: list[str], pr
 def _indexes(connection: sqlite3.Connection, table: str) -> tuple[UniqueIndex | None, tuple[UniqueIndex, ...]]:
     """The primary key's index, None where the key is the rowid itself, and the other unique indexes."""
     primary, others = None, []
-    listed = connection.execute('SELECT name, origin FROM pragma_index_list(?) WHERE "unique"', (table,))
-    for name, origin in listed.fetchall():
-        columns = connection.execute(
-            "SELECT name, coll FROM pragma_index_xinfo(?) WHERE key ORDER BY seqno", (name,)
-        ).fetchall()
+    # seq, name, unique, origin, partial
+    listed = connection.execute(f"PRAGMA main.index_list({quoted(table)})").fetchall()
+    for name, origin in [row[1:4:2] for row in listed if row[2]]:
+        # seqno, cid, name, desc, coll, key
+        parts = connection.execute(f"PRAGMA main.index_xinfo({quoted(name)})").fetchall()
+        columns = [(row[2], row[4]) for row in sorted(parts) if row[5]]
         # Indexes of constraints have no SQL, and neither expressions nor conditions.
         created = connection.execute("SELECT sql FROM sqlite_master WHERE type = 'index' AND name = ?", (name,))
         (sql,) = created.fetchone() or (None,)
@@ -270,17 +263,21 @@ def _without_direction(term: str) -> str:
 
 def _chosen_columns(table: str, names: list[str], key: list[str], selection: TableSelection) -> set[str]:
     """The selected columns; those of the key always are. A pattern may name columns that only some tables have."""
-    real = {name.lower(): name for name in names}
+    real = {folded(name, DIALECT): name for name in names}
     asked = (*(selection.columns or ()), *selection.exclude)
     for name in asked:
-        if name.lower() not in real and not _has_wildcard(selection.pattern):
+        if folded(name, DIALECT) not in real and not has_wildcard(selection.pattern):
             raise OperatorError(
                 f"Table {table} has no column {name}, which the configuration names.",
                 code="UW-SL-017",
                 remedy=f"Its columns are: {', '.join(names)}.",
             )
-    chosen = set(names) if selection.columns is None else {real.get(name.lower(), "") for name in selection.columns}
-    return chosen - {real.get(name.lower(), "") for name in selection.exclude} | set(key)
+
+    def known(listed: Sequence[str]) -> set[str]:
+        return {real[folded(name, DIALECT)] for name in listed if folded(name, DIALECT) in real}
+
+    chosen = set(names) if selection.columns is None else known(selection.columns)
+    return chosen - known(selection.exclude) | set(key)
 
 
 def _no_key(name: str) -> OperatorError:
@@ -302,7 +299,7 @@ def _not_a_table(name: str, type_: str) -> OperatorError:
 
 def _not_found(pattern: TableName) -> OperatorError:
     return OperatorError(
-        f"The database has no table {pattern}, which the configuration names.",
+        f"The database has no table {shown(pattern)}, which the configuration names.",
         code="UW-SL-006",
         remedy="Correct the name under `tables`; in SQLite the schema is `main`.",
     )

@@ -18,6 +18,7 @@ from upwell.model import Cursor, Rejection
 from upwell.sources.sqlite_catalog import KeyColumn, Table, quoted
 from upwell.sources.sqlite_rows import Encoder, Stored, known_key
 
+_ROWIDS = ("rowid", "_rowid_", "oid")  # each may also be the name of a column
 _NULL_KEY = "NULL in the primary key: such a row can't be told from others"
 
 
@@ -145,9 +146,10 @@ class TableReader:
             (rows,) = found.fetchone()
             if rows is not None:
                 return int(rows)
-        if not self.table.rowid:
+        rowid = next((each for each in _ROWIDS if each not in map(str.lower, self.table.all_columns)), None)
+        if not self.table.rowid or rowid is None:
             return None
-        ends = f"SELECT (SELECT max(rowid) FROM {quoted(name)}), (SELECT min(rowid) FROM {quoted(name)})"
+        ends = f"SELECT (SELECT max({rowid}) FROM {quoted(name)}), (SELECT min({rowid}) FROM {quoted(name)})"
         last, first = connection.execute(ends).fetchone()
         return 0 if last is None else int(last) - int(first) + 1
 

@@ -39,7 +39,7 @@ def _own_tables(connection: sqlite3.Connection) -> list[str]:
 
 
 def track_statements(connection: sqlite3.Connection, tables: Sequence[Table]) -> list[str]:
-    """What is missing for these tables to be tracked, in order; nothing where all is in place."""
+    """What is missing for these tables to be tracked, in order, each with its semicolon; nothing where all is there."""
     statements = [] if is_tracked(connection) else list(_OWN_TABLES)
     statements += _missing_key_columns(connection, tables)
     present = _triggers(connection)
@@ -52,20 +52,18 @@ def track_statements(connection: sqlite3.Connection, tables: Sequence[Table]) ->
         statements += [f"DROP TRIGGER {quoted(name)}" for name in sorted(stale)]
         statements += wanted.values()
         statements.append(_new_generation(table.name))
-    return statements
+    return [f"{statement};" for statement in statements]
 
 
 def untrack_statements(connection: sqlite3.Connection) -> list[str]:
     """What removes all that `track_statements` made, as far as it is there."""
-    drops = [f"DROP TRIGGER {quoted(name)}" for name in sorted(_triggers(connection))]
-    return [*drops, *(f"DROP TABLE {name}" for name in _own_tables(connection))]
+    drops = [f"DROP TRIGGER {quoted(name)};" for name in sorted(_triggers(connection))]
+    return [*drops, *(f"DROP TABLE {name};" for name in _own_tables(connection))]
 
 
 def _missing_key_columns(connection: sqlite3.Connection, tables: Iterable[Table]) -> list[str]:
     needed = max((len(table.key) for table in tables), default=1)
-    have = {name for (name,) in connection.execute("SELECT name FROM pragma_table_xinfo(?)", ("_upwell_log",))} or {
-        "k0"
-    }
+    have = {row[1] for row in connection.execute("PRAGMA main.table_xinfo(_upwell_log)")} or {"k0"}
     return [f"ALTER TABLE _upwell_log ADD COLUMN k{n}" for n in range(needed) if f"k{n}" not in have]
 
 

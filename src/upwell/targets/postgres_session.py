@@ -238,15 +238,16 @@ def _where(error: psycopg.Error) -> str:
 
 def _denied(error: psycopg.Error) -> str:
     """The server's words: messages of this SQLSTATE name objects, never values."""
-    return (error.diag.message_primary or "permission denied").split("\n", 1)[0]
+    return error.diag.message_primary or "permission denied"
 
 
 _GRANTS: Final = (
-    (re.compile(r"(?:table|view|relation) (\S+)"), "GRANT SELECT, INSERT, UPDATE, DELETE ON {} TO {};"),
-    (re.compile(r"schema (\S+)"), "GRANT USAGE, CREATE ON SCHEMA {} TO {};"),
-    (re.compile(r"create temporary tables in database \"?([^\"]+)"), "GRANT TEMPORARY ON DATABASE {} TO {};"),
-    (re.compile(r"database (\S+)"), "GRANT CREATE ON DATABASE {} TO {};"),
-    (re.compile(r"sequence (\S+)"), "GRANT USAGE ON SEQUENCE {} TO {};"),
+    # The message ends with the name, as it is.
+    (re.compile(r"for (?:table|view|relation) (.+)", re.DOTALL), "GRANT SELECT, INSERT, UPDATE, DELETE ON {} TO {};"),
+    (re.compile(r"for schema (.+)", re.DOTALL), "GRANT USAGE, CREATE ON SCHEMA {} TO {};"),
+    (re.compile(r"temporary tables in database \"(.+)\"", re.DOTALL), "GRANT TEMPORARY ON DATABASE {} TO {};"),
+    (re.compile(r"for database (.+)", re.DOTALL), "GRANT CREATE ON DATABASE {} TO {};"),
+    (re.compile(r"for sequence (.+)", re.DOTALL), "GRANT USAGE ON SEQUENCE {} TO {};"),
 )
 
 
@@ -257,7 +258,7 @@ def _grant(error: psycopg.Error, user: str) -> str:
     for pattern, statement in _GRANTS:
         found = pattern.search(message)
         if found:
-            return statement.format(ident(found.group(1).strip('"')), ident(user))
+            return statement.format(ident(found.group(1)), ident(user))
     return f"Grant {ident(user)} the right that the message names."
 
 

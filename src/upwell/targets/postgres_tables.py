@@ -21,12 +21,15 @@ from upwell.targets.postgres_types import target_type
 NAME_BYTES_MAX: Final = 63  # NAMEDATALEN - 1; the server cuts longer names off without an error
 NOTED_LENGTH_MAX: Final = 120  # a longer key is noted as its SHA-256: an index entry may not exceed 2,700 bytes
 _DEFAULT_SCHEMAS: Final = {"postgresql": "public", "sqlite": "main", "sqlserver": "dbo"}
+OWN_SCHEMA: Final = "upwell"
+# Names that PostgreSQL keeps for the columns which each table has by itself.
+_NOT_COLUMNS: Final = frozenset({"tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"})
 # Types whose text has a small bound, so that a key of them needs no hash.
 _SHORT: Final = ("smallint", "integer", "bigint", "uuid", "date", "time", "boolean", "oid")
 
 
 def target_name(schema: TableSchema) -> TableName:
-    """Where rows of the schema go. Raises OperatorError for a name that the server would cut off."""
+    """Where rows of the schema go. Raises OperatorError for a name that PostgreSQL can't have, or cuts off."""
     if schema.target is not None:
         named = TableName.parse(schema.target)
         name = named if named.schema else TableName("public", named.name)
@@ -41,6 +44,19 @@ def target_name(schema: TableSchema) -> TableName:
                 code="UW-PT-030",
                 remedy="Give a shorter name with `to:` or `rename:` in the configuration.",
             )
+    if name.schema == OWN_SCHEMA:
+        raise OperatorError(
+            f"{schema.table} would become {name} in the target, where {OWN_SCHEMA} is upwell's own schema.",
+            code="UW-PT-039",
+            remedy="Name another table with `to:` in the configuration.",
+        )
+    taken = [column.name for column in schema.columns if not column.name or column.name in _NOT_COLUMNS]
+    if taken:
+        raise OperatorError(
+            f"PostgreSQL has no columns of the name {', '.join(map(repr, taken))}, as {schema.table} has.",
+            code="UW-PT-039",
+            remedy="Give them other names with `rename:` in the configuration.",
+        )
     return name
 
 
@@ -314,13 +330,13 @@ class Writer:
 
     def read(self, *, after: bool) -> str:
         """Rows in key order as their output functions print them. Parameters: the key, where `after`, and the limit."""
-        columns = [f"t.{ident(column.name)}".replace("%", "%%") for column in self.schema.columns]
+        columns = [_doubled(f"t.{ident(column.name)}") for column in self.schema.columns]
         # format() calls the output function, as the wire's text is defined; a cast to text prints some types otherwise.
         texts = (f"CASE WHEN {column} IS DISTINCT FROM NULL THEN format('%%s', {column}) END" for column in columns)
         keys = [columns[index] for index in self.schema.key_indexes]
-        given = ", ".join(f"%s::text::{self.table.columns[name].type}" for name in self.schema.key)
+        given = ", ".join(f"%s::text::{_doubled(self.table.columns[name].type)}" for name in self.schema.key)
         beyond = f"WHERE ROW({', '.join(keys)}) > ROW({given})" if after else ""
-        table = self.table.sql.replace("%", "%%")
+        table = _doubled(self.table.sql)
         return f"SELECT {', '.join(texts)} FROM {table} AS t {beyond} ORDER BY {', '.join(keys)} LIMIT %s"
 
     # ---- rows that make way ----
@@ -393,7 +409,10 @@ class Writer:
 
     def make_way(self, index: UniqueIndex) -> str:
         """Rows that hold what parked rows of the stage want become evicted ones."""
-        names = [f"upwell_{number}" for number in range(len(index.expressions))]
+        prefix = "upwell"
+        while any(name.startswith(prefix) for name in self.table.columns):
+            prefix += "_"  # the index's expressions name the table's columns, unqualified
+        names = [f"{prefix}_{number}" for number in range(len(index.expressions))]
         wanted = ", ".join(f"{sql} AS {name}" for sql, name in zip(index.expressions, names, strict=True))
         equal = "IS NOT DISTINCT FROM" if index.nulls_equal else "="
         holds = " AND ".join(f"({sql}) {equal} n.{name}" for sql, name in zip(index.expressions, names, strict=True))
@@ -464,3 +483,8 @@ class Writer:
 
     def _stage(self, stage: str) -> str:
         return f"pg_temp.{ident(stage)}"
+
+
+def _doubled(sql: str) -> str:
+    """SQL in a statement with parameters, where % stands for one."""
+    return sql.replace("%", "%%")
