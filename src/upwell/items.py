@@ -46,10 +46,10 @@ _EXACT_INT = 2**53
 _NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
 _PRECISION = re.compile(r"\(\s*([0-9]+)")
 _TABLE_NAME = re.compile(r"[a-zA-Z0-9_.-]{3,255}")
-# A row's JSON this far below the limit needs no exact count: nothing takes four times the bytes of its JSON.
-_SURELY_SMALL = ITEM_BYTES_MAX // 4
 _NOT_TAKEN = re.compile(r"[^a-zA-Z0-9_.-]")
 _KEY_NAME_BYTES_MAX: Final = 255
+# A row's JSON this far below the limit needs no exact count: nothing takes four times the bytes of its JSON.
+_SURELY_SMALL = ITEM_BYTES_MAX // 4
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,6 @@ def table_names(schemas: Sequence[TableSchema], prefix: str) -> dict[str, str]:
     return names
 
 
-class ItemForm:
-    """How the rows of one schema become items: prepared once, used for every row."""
 def _taken(name: str) -> str:
     """The name, or where DynamoDB does not take it, one that no other name becomes in this way."""
     if not _NOT_TAKEN.search(name):
@@ -137,6 +135,8 @@ def _yaml(text: str) -> str:
     return text if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]*", text) else json.dumps(text, ensure_ascii=False)
 
 
+class ItemForm:
+    """How the rows of one schema become items: prepared once, used for every row."""
 
     def __init__(
         self, schema: TableSchema, table: str, templates: KeyTemplates | None = None, nulls: Nulls = "absent"
@@ -198,8 +198,6 @@ def _yaml(text: str) -> str:
                     code="UW-DD-007",
                     remedy=self._rename(column.name),
                 )
-
-    def key(self, values: Sequence[Value]) -> Item:
         names = [column.name for column in self.schema.columns]
         unfit = [] if "" not in names else [""]
         unfit += [key.name for key in self.key_attributes if len(key.name.encode()) > _KEY_NAME_BYTES_MAX]
@@ -213,6 +211,8 @@ def _yaml(text: str) -> str:
 
     def _rename(self, column: str) -> str:
         return f"Rename it: tables: {{{_yaml(self.schema.table)}: {{rename: {{{_yaml(column)}: NAME}}}}}}"
+
+    def key(self, values: Sequence[Value]) -> Item:
         """The key's attributes for the key's values, in the key's order. Raises Rejected."""
         item: Item = {}
         first, *rest = self.key_attributes
@@ -223,8 +223,6 @@ def _yaml(text: str) -> str:
             item[rest[0].name] = _key_attribute(rest[0], value, SORT_KEY_BYTES_MAX)
         return item
 
-    def item(self, values: Sequence[Value], row_bytes: int) -> Item:
-        """A row's attributes, key included. `row_bytes`: what its JSON takes. Raises Rejected."""
     def _of_key(self, index: int, values: Sequence[Value]) -> Value:
         """SQLite keeps numbers in columns for dates: no text there looks like one, so the number's text is its key."""
         value = values[index]
@@ -232,6 +230,8 @@ def _yaml(text: str) -> str:
             return repr(value)
         return value
 
+    def item(self, values: Sequence[Value], row_bytes: int) -> Item:
+        """A row's attributes, key included. `row_bytes`: what its JSON takes. Raises Rejected."""
         item = self.key([values[index] for index in self.schema.key_indexes])
         for index, name, encode in self._encoders:
             value = values[index]
