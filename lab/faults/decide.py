@@ -16,6 +16,7 @@ Kind = Literal[
     "throttled",
     "shard_throttled",
     "record_failed",
+    "record_deleted",
     "failed_before",
     "failed_after",
     "answer_lost",
@@ -39,6 +40,8 @@ KINDS: Final[Mapping[Kind, str]] = {
     "the share of time in which a shard takes nothing",
     "record_failed": "single records of a PutRecords are not stored: InternalFailure; the rate is for each record, in "
     "a script every second record fails",
+    "record_deleted": "single records of a PutRecords are not stored though the answer says so, as if they were "
+    "deleted since; the rate is for each record, in a script the first record",
     "failed_before": "not done; status 500 or 503",
     "failed_after": "done; status 500 or 503",
     "answer_lost": "done; the connection is closed without an answer",
@@ -69,7 +72,7 @@ EVERYDAY: Final = frozenset(
 # Of one shard's time, in which it takes nothing or everything.
 SLICE_S: Final = 0.1
 # These befall parts of a request, and go along with the others.
-OF_PARTS: Final = frozenset({"shard_throttled", "record_failed"})
+OF_PARTS: Final = frozenset({"shard_throttled", "record_failed", "record_deleted"})
 
 
 @dataclass
@@ -80,6 +83,7 @@ class Faults:
     rates: Mapping[Kind, float] = field(default_factory=dict)  # kind → probability, from 0 to 1
     actions: Set[str] = EVERYDAY  # which requests chance meets
     rule: Callable[[Asked], Kind | None] | None = None  # asked before chance is
+    deletes: Callable[[bytes], bool] | None = None  # which records are deleted, by their data, beside chance
     closed_shards: Set[str] = frozenset()  # throttled all the time: "shardId-000000000000", "partition-3"
     clock_ahead_s: float = 0.0  # AWS's clock, compared with this machine's
     late_s: tuple[float, float] = (0.05, 1.5)  # from, to
@@ -100,11 +104,12 @@ class Faults:
     def stop(self) -> None:
         """From now on everything goes through."""
         self.rates, self.rule, self.closed_shards, self.clock_ahead_s = {}, None, frozenset(), 0.0
+        self.deletes = None
         with self._lock:
             self._script.clear()
 
     def kind(self, request: Asked) -> tuple[Kind | None, bool]:
-        """What happens to the request as a whole, or `record_failed`; and whether chance meets it too."""
+        """What happens to the request, or to records of it; and whether chance meets it too."""
         with self._lock:
             for entry in self._script:
                 if entry[1] in (None, request.action):
@@ -132,7 +137,15 @@ class Faults:
 
     def fails(self) -> bool:
         """Whether chance lets a record fail."""
-        rate = self.rates.get("record_failed", 0.0)
+        return self._meets("record_failed")
+
+    def deleted(self, data: bytes, *, by_chance: bool) -> bool:
+        """Whether a record is deleted."""
+        chosen = self.deletes is not None and self.deletes(data)
+        return chosen or (by_chance and self._meets("record_deleted"))
+
+    def _meets(self, kind: Kind) -> bool:
+        rate = self.rates.get(kind, 0.0)
         return rate > 0 and self._chance.random() < rate
 
     def late(self) -> float:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import email.utils
 import socket
 import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 from urllib.parse import urlsplit
 
 from lab.faults import control
-from lab.faults.decide import Faults, Kind
+from lab.faults.decide import OF_PARTS, Faults, Kind
 from lab.faults.services import FAILED, SKEW_S_MAX, THROTTLED, Shards, joined, refusal, skew_s, without
 from lab.messages import HEAD_BYTES_MAX, Asked, BadMessage, Said, read_answer, read_request
 from lab.part import LOOPBACK, PORT_TRIES, PartFailed, free_port
@@ -37,7 +38,7 @@ Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 class FaultProxy:
     """Stands before one server, which may serve Kinesis, DynamoDB or both. Use it as a context manager.
 
-    `faults` says what is to be done, `done` counts what was done (for `shard_throttled` and `record_failed` the
+    `faults` says what is to be done, `done` counts what was done (for `shard_throttled` and `record_…` the
     records), `requests` counts what was asked.
     """
 
@@ -174,7 +175,7 @@ class FaultProxy:
         kind, by_chance = self.faults.kind(request)
         if abs(skew_s(request, self._aws_now())) > SKEW_S_MAX:
             kind = "clock_skewed"
-        if kind is not None and kind not in ("record_failed", "shard_throttled"):
+        if kind is not None and kind not in OF_PARTS:
             self.done[kind] += 1
         if kind in _REFUSED:
             self._write(client, refusal(kind, request, self._aws_now(), busy=self.faults.coin()))
@@ -250,13 +251,16 @@ class FaultProxy:
         return bool(self.faults.closed_shards) or (by_chance and self.faults.rates.get("shard_throttled", 0.0) > 0)
 
     def _parts_may_fail(self, kind: Kind | None, by_chance: bool) -> bool:
-        failing = by_chance and self.faults.rates.get("record_failed", 0.0) > 0
-        return kind == "record_failed" or failing or self._shards_may_be_closed(by_chance)
+        rates = self.faults.rates
+        failing = by_chance and max(rates.get("record_failed", 0.0), rates.get("record_deleted", 0.0)) > 0
+        chosen = kind in OF_PARTS or self.faults.deletes is not None
+        return chosen or failing or self._shards_may_be_closed(by_chance)
 
     async def _put_in_part(self, request: Asked, kind: Kind | None, by_chance: bool) -> Said:
         payload = request.payload()
         now = time.monotonic()
         refused: dict[int, str] = {}
+        deleted: dict[int, str] = {}  # number → shard
         for number, shard in enumerate(await self._shards.of_records(request, payload)):
             if self.faults.closed(shard, now):
                 refused[number] = THROTTLED
@@ -264,15 +268,23 @@ class FaultProxy:
             elif (kind == "record_failed" and number % 2) or (by_chance and self.faults.fails()):
                 refused[number] = FAILED
                 self.done["record_failed"] += 1
-        count = len(payload["Records"])
-        if len(refused) == count:
-            return joined(count, refused, ())
-        answer = await self._forward(without(request, payload, refused) if refused else request)
-        if answer.status != 200:
-            return answer
-        stored = answer.payload["Records"]
-        self._shards.learn(payload, stored)
-        return joined(count, refused, stored) if refused else answer
+            elif self._deletes(payload["Records"][number], by_chance) or (kind == "record_deleted" and number == 0):
+                deleted[number] = shard
+                self.done["record_deleted"] += 1
+        count, missing = len(payload["Records"]), refused.keys() | deleted.keys()
+        stored: Sequence[Mapping[str, Any]] = ()
+        if len(missing) < count:
+            answer = await self._forward(without(request, payload, missing) if missing else request)
+            if answer.status != 200:
+                return answer
+            stored = answer.payload["Records"]
+            self._shards.learn(payload, stored)
+            if not missing:
+                return answer
+        return joined(count, refused, deleted, stored)
+
+    def _deletes(self, record: Mapping[str, Any], by_chance: bool) -> bool:
+        return self.faults.deleted(base64.b64decode(record["Data"]), by_chance=by_chance)
 
     def _land(self, request: Asked, after_s: float) -> None:
         async def land() -> None:

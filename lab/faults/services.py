@@ -143,11 +143,19 @@ def without(request: Asked, payload: Mapping[str, Any], refused: Collection[int]
     return replace(request, body=orjson.dumps({**payload, "Records": kept}))
 
 
-def joined(count: int, refused: Mapping[int, str], stored: Sequence[Mapping[str, Any]]) -> Said:
-    """The answer to a PutRecords of which some records (number → the error's name) were refused."""
+def joined(
+    count: int, refused: Mapping[int, str], deleted: Mapping[int, str], stored: Sequence[Mapping[str, Any]]
+) -> Said:
+    """The answer to a PutRecords of which some records (number → the error's name) were refused, others (number →
+    shard) deleted.
+    """
     rest = iter(stored)
     answers = [
-        {"ErrorCode": refused[number], "ErrorMessage": "Not stored."} if number in refused else next(rest)
+        {"ErrorCode": refused[number], "ErrorMessage": "Not stored."}
+        if number in refused
+        else {"SequenceNumber": "0", "ShardId": deleted[number]}
+        if number in deleted
+        else next(rest)
         for number in range(count)
     ]
     failed = sum("ErrorCode" in answer for answer in answers)

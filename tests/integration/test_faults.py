@@ -179,7 +179,7 @@ SINGLE: dict[Kind, tuple[int, str | tuple[type[Exception], ...] | None]] = {
 
 
 def test_every_fault_is_tried_here() -> None:
-    assert SINGLE.keys() | {"shard_throttled", "record_failed"} == KINDS.keys()
+    assert SINGLE.keys() | {"shard_throttled", "record_failed", "record_deleted"} == KINDS.keys()
 
 
 @pytest.mark.parametrize("kind", SINGLE)
@@ -288,6 +288,21 @@ def test_some_records_fail_and_the_others_are_stored(stream: Streams, kinesis_fa
     assert all("SequenceNumber" in answer for answer in answers[::2])
     assert stream.count() == 3
     assert wire.done == {"record_failed": 3}
+
+
+def test_a_deleted_record_looks_stored(stream: Streams, kinesis_faults: FaultProxy) -> None:
+    wire = kinesis_faults
+    keys = [str(number * 2**125) for number in range(6)]
+    wire.faults.then("record_deleted", "PutRecords")
+    answers = stream.put(wire, keys)
+    assert all("SequenceNumber" in answer for answer in answers)
+    assert stream.count() == 5
+    wire.faults.deletes = lambda data: data == b"x"
+    assert all(answer["ShardId"] for answer in stream.put(wire, keys))
+    wire.faults.stop()
+    stream.put(wire, keys)
+    assert stream.count() == 11
+    assert wire.done == {"record_deleted": 7}
 
 
 def test_a_closed_shard_takes_nothing_and_the_others_do(stream: Streams, kinesis_faults: FaultProxy) -> None:

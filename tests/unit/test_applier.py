@@ -22,8 +22,8 @@ from upwell.model import (
     TableSchema,
     pack_version,
 )
-from upwell.pipeline.applier import DAMAGED, Applier, Plan, Record, plan
-from upwell.ports import LaneState
+from upwell.pipeline.applier import DAMAGED, Applier, Plan, Record, plan, repaired
+from upwell.ports import LaneState, ResyncState
 
 COLUMNS = tuple(Column(name, "text", Kind.TEXT) for name in ("id", "n", "u", "big"))
 SCHEMA = TableSchema("public.t", COLUMNS, ("id",), "postgresql")
@@ -261,6 +261,15 @@ def test_holes_ask_for_one_repair(target: SimTarget) -> None:
     assert applied.holes == 3
     assert list(target.tables.repairs) == ["holes-after-5"]
     assert target.tables.repairs["holes-after-5"].table is None
+    assert applied.alarm == target.tables.repairs["holes-after-5"].reason
+    assert "Lane 1" in applied.alarm
+
+
+def test_a_hole_is_repaired_by_a_newer_resync_of_every_table() -> None:
+    older, newer, under_way = ResyncState(5, False), ResyncState(6, False), ResyncState(7, True)
+    assert repaired("holes-after-5", [newer, newer])
+    for resyncs in ([], [older], [newer, older], [newer, under_way]):
+        assert not repaired("holes-after-5", resyncs), resyncs
 
 
 def test_a_failure_leaves_nothing_behind(target: SimTarget, monkeypatch: pytest.MonkeyPatch) -> None:

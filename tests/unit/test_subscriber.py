@@ -2,6 +2,7 @@
 
 import random
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -132,6 +133,44 @@ def test_a_batch_is_bounded_by_what_its_records_unpack_to(
     applier = Applier()
     run(Stream({"shard": [packed] * 10}), applier)
     assert applier.batches == [len(packed)] * 10
+
+
+def test_a_hole_is_logged_and_the_repair_is_handed_over_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    class Damaged(Applier):
+        def apply(self, data: Sequence[bytes]) -> Applied:
+            asked.append(True)
+            return Applied(holes=1, alarm="Lane 3: records are missing.")
+
+    class Open(Stream):
+        def records(self, iterator: str, limit: int) -> Read:
+            return super().records(iterator, limit)._replace(next_iterator=iterator)
+
+    asked: list[bool] = []
+    stop = threading.Event()
+    relayed: list[bool] = []
+
+    def relay() -> None:
+        relayed.append(bool(asked))
+        if asked:
+            stop.set()
+
+    subscriber = Subscriber(
+        "shop",
+        stream=Open({"shard": [b"x"]}),
+        applier=Damaged(),  # type: ignore[arg-type]
+        checkpoints=Checkpoints(),
+        relay_repairs=relay,
+        clock=SystemClock(stop),
+        rng=random.Random(1),
+        stop=stop,
+        read_every_s=0.01,
+    )
+    began = time.monotonic()
+    subscriber.run()
+    assert relayed[-1]
+    assert time.monotonic() - began < module.REPAIRS_EVERY_S
+    assert "Lane 3: records are missing. All tables are to be read again" in caplog.text
+    assert subscriber.totals.holes >= 1
 
 
 def test_the_size_of_what_is_no_record_is_its_own() -> None:

@@ -18,6 +18,8 @@ from upwell.app.tables import show
 from upwell.config import Pipeline
 from upwell.errors import UpwellError
 from upwell.model import DeadLetter
+from upwell.pipeline.applier import repaired
+from upwell.ports import ResyncState
 
 # A publisher reports every second; one that has not for this long is gone, or hangs.
 SILENT_S: Final = 15.0
@@ -69,9 +71,17 @@ def _publisher(status: Mapping[str, Any] | None, letters: Sequence[DeadLetter], 
 def _subscriber(pipeline: Pipeline) -> Mapping[str, Any]:
     with closing(build.target(pipeline)) as target:
         try:
-            return target.status(pipeline.name)
+            found = target.status(pipeline.name)
         except UpwellError as error:
             return {"error": error.message}
+    # Resyncs of tables that are no longer published will not be followed by others.
+    resyncs = [
+        ResyncState(resync["resync"], resync["active"])
+        for table, resync in found["resyncs"].items()
+        if not pipeline.rules or pipeline.rule(table) is not None
+    ]
+    repairs = found.pop("repairs")
+    return found | {"holes": [each["reason"] for id_, each in repairs.items() if not repaired(id_, resyncs)]}
 
 
 def status(pipeline: Pipeline, *, as_json: bool, watch: bool) -> None:
@@ -112,6 +122,8 @@ def _print(found: Mapping[str, Any]) -> None:
     text += f", resync under way of {', '.join(active)}" if active else ""
     text += f", {subscriber['repairs_pending']} repairs asked for" if subscriber["repairs_pending"] else ""
     click.echo(visible(text))
+    for reason in subscriber["holes"]:
+        click.echo(visible(f"records were lost, and what they held is not there yet: {reason}"))
 
 
 def _headline(publisher: Mapping[str, Any] | None) -> str:

@@ -31,6 +31,8 @@ from upwell.model import (
 )
 from upwell.ports import Clock, LaneState, Request, ResyncState, Target, TargetTransaction
 
+# What begins the id of a request for repair; the rest is the newest epoch of which something is missing.
+HOLES_AFTER: Final = "holes-after-"
 # Among a lane's resyncs, in the place of a table: the newest that may have lost records in this lane.
 DAMAGED: Final = ""
 
@@ -48,6 +50,7 @@ class Applied:
     swept: int = 0  # rows that a resync removed
     holes: int = 0  # records in which a loss showed
     foreign: int = 0  # records of other pipelines
+    alarm: str = ""  # where holes showed: a sentence about the newest
 
 
 @dataclass(slots=True)
@@ -192,6 +195,12 @@ def _overtaken(record: Record) -> str:
     return f"A publisher without the lease went on: term {record.term}'s snapshot came too late in lane {record.lane}."
 
 
+def repaired(request: str, resyncs: Sequence[ResyncState]) -> bool:
+    """Whether these resyncs, the newest of each table, have brought back what the request (its id) is about."""
+    newest = int(request.removeprefix(HOLES_AFTER))
+    return bool(resyncs) and all(resync.resync > newest and not resync.active for resync in resyncs)
+
+
 class Applier:
     """Applies batches of one pipeline to a target. Threads may share it, each with its own batch."""
 
@@ -257,7 +266,7 @@ class Applier:
         if letters:
             txn.add_dead_letters(self._pipeline, letters)
         if work.losses:
-            self._repair(txn, work)
+            applied.alarm = self._repair(txn, work)
         txn.save_lanes(self._pipeline, work.states)
         applied.skipped += work.skipped
         applied.dead_letters += len(letters)
@@ -328,11 +337,12 @@ class Applier:
             txn.save_resync(self._pipeline, marker.schema.table, state)
         return swept
 
-    def _repair(self, txn: TargetTransaction, work: Plan) -> None:
-        """Which rows the lost records held is unknown, so all tables are to be read again."""
+    def _repair(self, txn: TargetTransaction, work: Plan) -> str:
+        """Which rows the lost records held is unknown, so all tables are to be read again. Returns the alarm."""
         # One request for all losses that the same next resync answers: it is of a newer epoch.
         newest, sentence = max(work.losses)
-        txn.ask_repair(self._pipeline, Request(f"holes-after-{newest}", None, sentence))
+        txn.ask_repair(self._pipeline, Request(f"{HOLES_AFTER}{newest}", None, sentence))
+        return sentence
 
 
 def _sort_key(event: ReceivedEvent) -> list[tuple[str, str]]:

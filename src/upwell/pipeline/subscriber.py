@@ -6,6 +6,7 @@ checkpoint may lag what was applied; the watermarks in the target make the repea
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
 from collections.abc import Callable, Sequence
@@ -18,6 +19,8 @@ from upwell.errors import TransientError
 from upwell.failpoints import failpoint
 from upwell.pipeline.applier import Applied, Applier
 from upwell.ports import Clock, ShardCheckpoints
+
+log = logging.getLogger("upwell.subscriber")
 
 # Kinesis allows five reads a second from a shard.
 READ_EVERY_S = 0.2
@@ -98,7 +101,8 @@ class Totals:
         """Count a batch that was committed."""
         with self.lock:
             for each in fields(applied):
-                setattr(self, each.name, getattr(self, each.name) + getattr(applied, each.name))
+                if each.name != "alarm":
+                    setattr(self, each.name, getattr(self, each.name) + getattr(applied, each.name))
 
 
 @dataclass(slots=True)
@@ -151,6 +155,7 @@ class Subscriber:
         self._workers: dict[str, threading.Thread] = {}
         self._progress: dict[str, str | None] = {}
         self._changed = threading.Event()
+        self._damaged = threading.Event()  # a repair has just been asked for
         self._crash: BaseException | None = None
         self.totals = Totals()
 
@@ -169,7 +174,8 @@ class Subscriber:
                     shards = self._retried(self._stream.shards)
                     if shards is not None and self._start_workers(shards) and once:
                         return
-                if now >= repairs_at:
+                if now >= repairs_at or self._damaged.is_set():
+                    self._damaged.clear()
                     repairs_at = now + REPAIRS_EVERY_S
                     self._retried(self._relay_repairs, attempts_max=1)
                 if self._crash is not None:
@@ -258,6 +264,9 @@ class Subscriber:
             if applied is None:
                 return after  # told to stop while the target is away
             self.totals.add(applied)
+            if applied.alarm:
+                log.warning("%s All tables are to be read again; the publisher is asked to.", applied.alarm)
+                self._damaged.set()
             after = batch[-1][0]
             self._retried(partial(self._checkpoints.save, self._name, shard, after))
             failpoint("subscriber.checkpoint.saved")

@@ -140,6 +140,9 @@ class PostgresTarget:
             letters = session.query(
                 'SELECT "table", count(*) FROM upwell.dead_letter WHERE pipeline = %s GROUP BY "table"', [pipeline]
             )
+            repairs = session.query(
+                "SELECT id, reason, handed_over FROM upwell.repair_request WHERE pipeline = %s ORDER BY id", [pipeline]
+            )
             evicted = session.run("SELECT target, count(*) FROM upwell.evicted GROUP BY target")
         return {
             "lanes": lanes,
@@ -150,7 +153,8 @@ class PostgresTarget:
             },
             "dead_letters": dict(letters),
             "evicted": dict(evicted),  # by the target's table: rows that wait for another's unique value to be free
-            "repairs_pending": len(self.pending_repairs(pipeline)),
+            "repairs_pending": sum(not handed_over for *_, handed_over in repairs),
+            "repairs": {id_: {"reason": reason, "handed_over": over} for id_, reason, over in repairs},
         }
 
     def dead_letters(self, pipeline: str) -> list[DeadLetter]:
