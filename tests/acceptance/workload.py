@@ -11,8 +11,9 @@ import sqlite3
 import string
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, LiteralString, Protocol
 
 import psycopg
 
@@ -364,3 +365,62 @@ class Writing:
                 self._stop.wait(max(0.0, due - time.monotonic()))
         except BaseException as error:
             self._error = error
+
+
+class SteadyWriting:
+    """A thread that changes so many rows of the table `steady` a second, each with a higher state than before.
+
+    Twenty transactions a second of one statement each, in PostgreSQL: nine in ten insert or update, one deletes.
+    """
+
+    TABLE = "CREATE TABLE steady (id bigint PRIMARY KEY, state bigint NOT NULL, note text)"
+    KEYS: ClassVar[Mapping[str, Sequence[str]]] = {"steady": ("id",)}
+    _EVERY_S = 0.05
+
+    def __init__(self, url: str, rows_per_s: int, keys: int, seed: int) -> None:
+        self._url = url
+        self._rows = max(1, round(rows_per_s * self._EVERY_S))
+        self._keys = keys
+        self._random = random.Random(f"steady {seed}")
+        self._stop = threading.Event()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="steady writer", daemon=True)
+        self.events = 0
+        self.late_s = 0.0  # by how much the database could not keep the pace, at most
+
+    def __enter__(self) -> SteadyWriting:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(30)
+        assert not self._thread.is_alive(), "the writer hangs"
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        try:
+            with psycopg.connect(self._url, autocommit=True) as connection:
+                due = time.monotonic()
+                state = 0
+                while not self._stop.is_set():
+                    state += 1
+                    self.events += connection.execute(*self._change(state)).rowcount
+                    due += self._EVERY_S
+                    self.late_s = max(self.late_s, time.monotonic() - due)
+                    self._stop.wait(max(0.0, due - time.monotonic()))
+        except BaseException as error:
+            self._error = error
+
+    def _change(self, state: int) -> tuple[LiteralString, tuple[int, ...]]:
+        """Rows that lie side by side, somewhere: on all lanes, because a lane is a hash of the key."""
+        first = self._random.randrange(self._keys)
+        if state % 10 == 0:
+            return "DELETE FROM steady WHERE id BETWEEN %s AND %s", (first, first + self._rows - 1)
+        return (
+            "INSERT INTO steady SELECT id %% %s::bigint, %s::bigint, 'state ' || %s::bigint || repeat('.', 60)"
+            " FROM generate_series(%s::bigint, %s::bigint) AS id"
+            " ON CONFLICT (id) DO UPDATE SET state = excluded.state, note = excluded.note",
+            (self._keys, state, state, first, first + self._rows - 1),
+        )
