@@ -155,6 +155,12 @@ class Pipeline:
     def write_configuration(self) -> None:
         self.file.write_text(json.dumps(self.configuration, indent=1))  # JSON is YAML
 
+    def lead_through(self, url: str) -> None:
+        """What starts from now on reaches its destination at this URL; tests still look at it directly."""
+        for name in {"kinesis", "dynamodb"} & self.configuration["destination"].keys():
+            self.configuration["destination"][name]["endpoint_url"] = url
+        self.write_configuration()
+
     def start(self, role: Role, *options: str, failpoint: str = "") -> Program:
         """A service, or with `--once` a run that ends by itself. `failpoint`: where it is to be killed."""
         environ = {**os.environ, **self.environ}
@@ -355,8 +361,10 @@ def through_kinesis(
     return pipeline
 
 
-def into_dynamodb(folder: Path, *, source_url: str, dynamodb_endpoint: str) -> Pipeline:
-    """Any source → DynamoDB tables with a prefix of their own."""
+def into_dynamodb(
+    folder: Path, *, source_url: str, dynamodb_endpoint: str, keys: Mapping[str, Sequence[str]] = KEYS
+) -> Pipeline:
+    """Any source → DynamoDB tables with a prefix of their own. `keys`: as above."""
     name = f"acc-{uuid.uuid4().hex[:10]}"
     prefix = f"{name}-"
     dynamodb = {"region": REGION, "endpoint_url": dynamodb_endpoint, "table_prefix": prefix}
@@ -364,14 +372,14 @@ def into_dynamodb(folder: Path, *, source_url: str, dynamodb_endpoint: str) -> P
         "pipeline": name,
         "source": {"url": _url(source_url), "poll_interval": "200ms"},
         "destination": {"dynamodb": dynamodb},
-        "tables": {table: {} for table in KEYS},
+        "tables": {table: {} for table in keys},
     }
     pipeline = Pipeline(
         folder,
         name,
         configuration,
-        _rows(source_url, KEYS),
-        DynamoDbRows(dynamodb_endpoint, prefix),
+        _rows(source_url, keys),
+        DynamoDbRows(dynamodb_endpoint, prefix, keys),
         source_url,
         environ=dict(_KEYS_FOR_LOCAL_SERVERS),
         upwell=IMPATIENT,
