@@ -23,7 +23,7 @@ READ_S: Final = 15.0  # without a byte going either way
 ANSWER_S: Final = 120.0  # from an answer's first byte to its last
 IDLE_S_MAX: Final = 30.0  # firewalls forget idle connections without a word, some after a minute
 HEAD_BYTES_MAX: Final = 64 * 1024
-ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024  # GetRecords: 10 MiB of data; local stand-ins do not stop there
+ANSWER_BYTES_MAX: Final = 16 * 1024 * 1024  # GetRecords: 10 MiB of data in base64; local stand-ins do not stop there
 _SEND_BYTES = 256 * 1024  # at a time: READ_S counts anew for each
 
 
@@ -301,7 +301,9 @@ class Connection:
         body: bytes | bytearray
         if status in (204, 304):
             body = b""
-        elif length is not None and length.isdigit() and int(length) <= ANSWER_BYTES_MAX:
+        elif length is not None and length.isdigit():
+            if int(length) > ANSWER_BYTES_MAX:
+                raise _too_large(self._name)
             body = rest if len(rest) == int(length) else self._fixed(rest, int(length), deadline)
         elif (_header(head, lower, b"transfer-encoding") or "").lower() == "chunked":
             body = self._chunked(rest, deadline)
@@ -339,7 +341,7 @@ class Connection:
                 buffer += self._receive(deadline)
             size = _chunk_size(bytes(buffer[:end]), self._name)
             if len(body) + size > ANSWER_BYTES_MAX:
-                raise _not_http(self._name)
+                raise _too_large(self._name)
             while len(buffer) < end + 2 + size + 2:
                 buffer += self._receive(deadline)
             body += buffer[end + 2 : end + 2 + size]
@@ -385,6 +387,10 @@ def _not_http(name: str) -> TransientError:
         code="UW-AWS-020",
         remedy="Something on the way may answer in its place: a firewall's notice, a login page, a wrong port.",
     )
+
+
+def _too_large(name: str) -> TransientError:
+    return TransientError(f"What {name} answered is larger than any answer of AWS.", code="UW-AWS-020")
 
 
 def _lost(name: str, error: OSError) -> TransientError:

@@ -14,7 +14,7 @@ from tests.contract.source_contract import EPOCH, Replica
 from upwell.clock import SystemClock
 from upwell.errors import OperatorError, PositionLost, TransientError
 from upwell.model import Position, TableName, TableSelection, Window
-from upwell.sources import sqlite
+from upwell.sources import sqlite, sqlite_reading
 from upwell.sources.sqlite import SqliteSource
 from upwell.sources.sqlite_catalog import parse_index
 from upwell.sources.sqlite_setup import findings, inspect, track, track_sql, untrack, untrack_sql
@@ -361,14 +361,14 @@ def test_a_writer_goes_on_while_a_window_is_read_in_wal_mode(shop: Shop, monkeyp
     shop.run("PRAGMA journal_mode = wal")
     replica = shop.reader()
     shop.run("INSERT INTO item VALUES (1, 'a', 1)")
-    fetch = sqlite._fetch
+    fetch = sqlite_reading.fetch
 
     def write_meanwhile(*arguments: Any) -> tuple[list[Any], bool]:
         rows = fetch(*arguments)
         shop.run("UPDATE item SET qty = qty + 1")
         return rows
 
-    monkeypatch.setattr(sqlite, "_fetch", write_meanwhile)
+    monkeypatch.setattr(sqlite, "fetch", write_meanwhile)
     window = replica.take_window()
     assert [event.row for event in window.events] == [b'[1,"a",1]']
     monkeypatch.undo()

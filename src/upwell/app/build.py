@@ -39,7 +39,7 @@ from upwell.targets.postgres_shards import PostgresShardCheckpoints
 # A source that tells by itself is not polled; longer waits would only make stopping slow.
 WAIT_S_MAX: Final = 2.0
 # What of the memory allowed may be events on their way; the rest is the interpreter, a chunk, a window.
-PENDING_SHARE: Final = 1 / 6
+PENDING_SHARE: Final = 1 / 8
 # What a subscriber takes before it reads anything: the interpreter and the drivers.
 PROGRAM_BYTES: Final = 60 * 1000**2
 

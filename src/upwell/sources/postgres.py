@@ -21,7 +21,7 @@ from upwell.sources.postgres_session import ReplicationConnection, connect, quot
 if TYPE_CHECKING:
     import psycopg
 
-WINDOW_BYTES_MAX: Final = 16 * 2**20  # of row messages; a window of very long rows ends early
+WINDOW_BYTES_MAX: Final = 8 * 2**20  # of row messages; a window of very long rows ends early
 FEEDBACK_S: Final = 10.0  # wal_sender_timeout is 60 s by default
 CONFIRM_S: Final = 1.0  # how long a confirmed position may wait to be told to the server
 ANSWER_S: Final = 0.1  # how long an answer may take that the server asks for

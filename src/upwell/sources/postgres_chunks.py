@@ -19,7 +19,7 @@ from upwell.sources.postgres_types import Decode, unescape
 if TYPE_CHECKING:
     import psycopg
 
-CHUNK_BYTES_MAX: Final = 16 * 2**20  # of COPY's text; a chunk of very long rows ends early
+CHUNK_BYTES_MAX: Final = 8 * 2**20  # of COPY's text; a chunk of very long rows ends early
 SNAPSHOT_FUNCTIONS: Final = 130000  # pg_current_snapshot() was txid_current_snapshot() before
 
 _NULL: Final = b"\\N"

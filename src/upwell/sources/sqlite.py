@@ -12,13 +12,11 @@ One pipeline reads a database: it trims the log as it confirms.
 
 from __future__ import annotations
 
-import marshal
 import os
 import sqlite3
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -42,11 +40,11 @@ from upwell.model import (
 )
 from upwell.ports import Clock
 from upwell.sources.sqlite_catalog import Table, read_catalog
-from upwell.sources.sqlite_reading import TableReader
+from upwell.sources.sqlite_reading import TableReader, fetch
 from upwell.sources.sqlite_triggers import is_tracked, track_statements
 
-WINDOW_BYTES_MAX: Final = 16 * 2**20  # of values; a window of very long rows ends early, with one row at least
-CHUNK_BYTES_MAX: Final = 16 * 2**20  # likewise; a chunk may exceed it by one row
+WINDOW_BYTES_MAX: Final = 8 * 2**20  # of values; a window of very long rows ends early, with one row at least
+CHUNK_BYTES_MAX: Final = 8 * 2**20  # likewise; a chunk may exceed it by one row
 BUSY_TIMEOUT_S = 5.0
 POLL_INTERVAL_S = 0.02
 TRIM_INTERVAL_S = 1.0
@@ -159,7 +157,7 @@ class SqliteSource:
             if reader is None:
                 return None  # it is gone, perhaps only while it is being rebuilt
             newest = _newest_id(connection)
-            rows, whole = _fetch(connection, *reader.chunk_query(cursor, limit), CHUNK_BYTES_MAX)
+            rows, whole = fetch(connection, *reader.chunk_query(cursor, limit), CHUNK_BYTES_MAX)
         keyed, rejected = reader.encode_chunk(rows)
         return Chunk(
             schema=reader.table.schema,
@@ -263,7 +261,7 @@ class SqliteSource:
         touched = connection.execute("SELECT DISTINCT tbl FROM _upwell_log WHERE id > ? AND id <= ?", span).fetchall()
         found = []
         for reader in [self._readers[name] for (name,) in touched if name in self._readers]:
-            rows, whole = _fetch(connection, reader.window_query, (*span, reader.table.name), bytes_max)
+            rows, whole = fetch(connection, reader.window_query, (*span, reader.table.name), bytes_max)
             if not whole:
                 return None
             found.append((reader, rows))
@@ -504,41 +502,6 @@ def _not_tracked(path: str) -> OperatorError:
     )
 
 
-def _fetch(
-    connection: sqlite3.Connection, sql: str, parameters: Sequence[Any], bytes_max: int | None = None
-) -> tuple[list[Any], bool]:
-    """(rows, whether these are all): where they have more than `bytes_max`, only those up to the one that exceeds it.
-
-    Text that is no UTF-8 comes with surrogates in the place of the bytes that are none.
-    """
-    try:
-        return _bounded(connection.execute(sql, parameters), bytes_max)
-    except sqlite3.OperationalError as error:
-        # Raised by Python, not by SQLite, and with the text in its message, which must go nowhere.
-        if not str(error).startswith("Could not decode to UTF-8"):
-            raise
-    connection.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
-    try:
-        return _bounded(connection.execute(sql, parameters), bytes_max)
-    finally:
-        connection.text_factory = str
-
-
-def _bounded(cursor: sqlite3.Cursor, bytes_max: int | None) -> tuple[list[Any], bool]:
-    if bytes_max is None:
-        return cursor.fetchall(), True
-    rows: list[Any] = []
-    keep, dumps, size = rows.append, marshal.dumps, 0
-    for row in cursor:
-        keep(row)
-        # The quickest way to a row's size, for it is one call: a twentieth of what reading and encoding it takes.
-        size += len(dumps(row))
-        if size > bytes_max:
-            cursor.close()
-            return rows, False
-    return rows, True
-
-
 def _log_state(connection: sqlite3.Connection) -> tuple[str, int, int]:
     """(which log this is, the last id confirmed, the newest id ever given)."""
     sql = (
@@ -565,7 +528,7 @@ def _last_of(connection: sqlite3.Connection, since: int, limit: int) -> int | No
 
 def _mark(connection: sqlite3.Connection, id_: int) -> str:
     """A checksum of an entry of the log; empty where there is none, as at the log's very beginning."""
-    entry, _ = _fetch(connection, "SELECT * FROM _upwell_log WHERE id = ?", (id_,))
+    entry, _ = fetch(connection, "SELECT * FROM _upwell_log WHERE id = ?", (id_,))
     if not entry:
         return ""
     values = list(entry[0])

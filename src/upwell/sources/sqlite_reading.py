@@ -8,8 +8,10 @@ no row 'a' any more.
 
 from __future__ import annotations
 
+import marshal
 import sqlite3
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import orjson
@@ -152,6 +154,41 @@ class TableReader:
         ends = f"SELECT (SELECT max({rowid}) FROM {quoted(name)}), (SELECT min({rowid}) FROM {quoted(name)})"
         last, first = connection.execute(ends).fetchone()
         return 0 if last is None else int(last) - int(first) + 1
+
+
+def fetch(
+    connection: sqlite3.Connection, sql: str, parameters: Sequence[Any], bytes_max: int | None = None
+) -> tuple[list[Any], bool]:
+    """(rows, whether these are all): where they have more than `bytes_max`, only those up to the one that exceeds it.
+
+    Text that is no UTF-8 comes with surrogates in the place of the bytes that are none.
+    """
+    try:
+        return _bounded(connection.execute(sql, parameters), bytes_max)
+    except sqlite3.OperationalError as error:
+        # Raised by Python, not by SQLite, and with the text in its message, which must go nowhere.
+        if not str(error).startswith("Could not decode to UTF-8"):
+            raise
+    connection.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
+    try:
+        return _bounded(connection.execute(sql, parameters), bytes_max)
+    finally:
+        connection.text_factory = str
+
+
+def _bounded(cursor: sqlite3.Cursor, bytes_max: int | None) -> tuple[list[Any], bool]:
+    if bytes_max is None:
+        return cursor.fetchall(), True
+    rows: list[Any] = []
+    keep, dumps, size = rows.append, marshal.dumps, 0
+    for row in cursor:
+        keep(row)
+        # The quickest way to a row's size, for it is one call: a twentieth of what reading and encoding it takes.
+        size += len(dumps(row))
+        if size > bytes_max:
+            cursor.close()
+            return rows, False
+    return rows, True
 
 
 def _compared(column: KeyColumn) -> str:
