@@ -85,24 +85,23 @@ class AwsService:
         """
         self.service = service
         self._target, content_type, default_max = _SERVICES[service]
-        place = _Place.find(service, region, endpoint_url, proxy, ca_bundle)
+        place = Place.find(service, region, endpoint_url, proxy, ca_bundle)
         self.region = place.region
         self.endpoint_url = place.url
-        self._credentials = _Credentials(place)
+        self._credentials = Credentials(place)
         self._route = place.route()
         self._signer = Signer(service, place.region, place.host_header, place.path, content_type)
         self._connections_max = connections_max or default_max
         self._idle: list[Connection] = []
         self._in_use = 0
         self._freed = threading.Condition()
-        self._skew_s: float | None = None
-        self._skew_at = 0.0
+        self._time = AwsTime()
         self._closed = False
 
     @property
     def clock_skew_s(self) -> float | None:
         """How far this machine's clock is ahead of AWS's, to about a second; None before the first answer."""
-        return self._skew_s
+        return self._time.skew_s
 
     @property
     def route(self) -> Route:
@@ -184,7 +183,7 @@ class AwsService:
     ) -> TransientError | None:
         body = payload if isinstance(payload, bytes) else orjson.dumps(payload)
         try:
-            connection.send(self._signer.head(target, body, keys, self._now()), body)
+            connection.send(self._signer.head(target, body, keys, self._time.now()), body)
         except TransientError as error:
             return error
         return None
@@ -194,7 +193,7 @@ class AwsService:
             answer = connection.receive()
         except UpwellError as error:
             return error
-        self._note_time(answer)
+        self._time.note(answer)
         if answer.status == 200:
             try:
                 content: dict[str, Any] = orjson.loads(answer.body or b"{}")  # some actions answer nothing
@@ -206,21 +205,6 @@ class AwsService:
         if failure.code in ("UW-AWS-005", "UW-AWS-006"):
             self._credentials.forget(keys)  # perhaps new ones lie in the file by now
         return failure
-
-    def _now(self) -> float:
-        """The time to sign with: AWS's own where this machine's clock is far off."""
-        skew_s = self._skew_s
-        return time.time() if skew_s is None or abs(skew_s) < SKEW_S_MAX else time.time() - skew_s
-
-    def _note_time(self, answer: Answer) -> None:
-        now = time.monotonic()
-        if self._skew_s is not None and now - self._skew_at < _SKEW_EVERY_S:
-            return
-        try:
-            then = email.utils.parsedate_to_datetime(answer.header("date") or "")
-        except ValueError:  # a stand-in without a clock
-            return
-        self._skew_s, self._skew_at = time.time() - then.timestamp(), now
 
     def _borrow(self, wanted: int) -> list[Connection]:
         """One to `wanted` connections, new ones where those at rest are too few. Raises UpwellError."""
@@ -287,7 +271,31 @@ class AwsService:
 _UNSENT: Final = TransientError("The request was not sent.", code="UW-AWS-012")
 
 
-class _Place:
+class AwsTime:
+    """AWS's clock, as its answers tell it."""
+
+    def __init__(self) -> None:
+        self.skew_s: float | None = None  # how far this machine's clock is ahead; None before the first answer
+        self._noted_at = 0.0
+
+    def now(self) -> float:
+        """The time to sign with: AWS's own where this machine's clock is far off."""
+        skew_s = self.skew_s
+        return time.time() if skew_s is None or abs(skew_s) < SKEW_S_MAX else time.time() - skew_s
+
+    def note(self, answer: Answer) -> None:
+        """Learn from an answer, now and then."""
+        now = time.monotonic()
+        if self.skew_s is not None and now - self._noted_at < _SKEW_EVERY_S:
+            return
+        try:
+            then = email.utils.parsedate_to_datetime(answer.header("date") or "")
+        except ValueError:  # a stand-in without a clock
+            return
+        self.skew_s, self._noted_at = time.time() - then.timestamp(), now
+
+
+class Place:
     """Where a service is, and how it is reached."""
 
     def __init__(self, region: str, url: str, proxy: str | None, ca_bundle: str | None) -> None:
@@ -313,7 +321,7 @@ class _Place:
     @classmethod
     def find(
         cls, service: str, region: str | None, endpoint_url: str | None, proxy: str | None, ca_bundle: str | None
-    ) -> _Place:
+    ) -> Place:
         """Resolve what is None as every AWS tool does: environment, configuration files, AWS's own endpoints."""
         import botocore.exceptions
         import botocore.session
@@ -363,10 +371,10 @@ def _environment_proxy(host: str) -> str | None:
     return urllib.request.getproxies().get("https")
 
 
-class _Credentials:
+class Credentials:
     """botocore's credentials, whichever provider has them; it refreshes them before they run out."""
 
-    def __init__(self, place: _Place) -> None:
+    def __init__(self, place: Place) -> None:
         self._place = place
         self._lock = threading.Lock()
         self._source: Any = None  # botocore's Credentials, which refresh themselves

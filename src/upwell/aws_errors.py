@@ -1,6 +1,9 @@
-"""What AWS's JSON services answer when they do not do as asked, as the classes of errors.py."""
+"""What AWS's services answer when they do not do as asked, as the classes of errors.py."""
 
 from __future__ import annotations
+
+import html
+import re
 
 import orjson
 
@@ -52,6 +55,10 @@ _TRANSIENT = frozenset(
         "TransactionConflictException",
         "TransactionInProgressException",
         "ReplicatedWriteConflictException",
+        # S3's: two writes of one object at a time, and a body that was changed on its way.
+        "OperationAborted",
+        "BadDigest",
+        "XAmzContentSHA256Mismatch",
     }
 )
 _EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"})
@@ -59,6 +66,7 @@ _SKEWED = frozenset({"RequestTimeTooSkewed", "RequestExpired", "RequestInTheFutu
 _BAD_KEYS = frozenset(
     {
         "UnrecognizedClientException",
+        "InvalidAccessKeyId",
         "InvalidClientTokenId",
         "InvalidSignatureException",
         "SignatureDoesNotMatch",
@@ -143,6 +151,8 @@ def _final(answer: Answer, reason: str, message: str, told: str) -> UpwellError:
 
 def _error_of(answer: Answer) -> tuple[str, str]:
     """AWS's name for the error, without its namespace, and its message; empty where there are none."""
+    if answer.body[:1] == b"<":
+        return _xml(answer.body, b"Code"), _xml(answer.body, b"Message")
     try:
         content = orjson.loads(answer.body)
     except ValueError:
@@ -152,6 +162,12 @@ def _error_of(answer: Answer) -> tuple[str, str]:
     kind = content.get("__type") or content.get("code") or answer.header("x-amzn-errortype") or ""
     message = content.get("message") or content.get("Message") or ""
     return str(kind).rpartition("#")[2].partition(":")[0], str(message)
+
+
+def _xml(body: bytes | bytearray, name: bytes) -> str:
+    """The text of S3's <Error><Code>…</Code><Message>…</Message>…</Error>."""
+    found = re.search(rb"<%b>([^<]*)</%b>" % (name, name), body)
+    return html.unescape(found[1].decode(errors="replace")) if found else ""
 
 
 def statement_for(message: str) -> str:

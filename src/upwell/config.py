@@ -36,7 +36,6 @@ from upwell.tablepatterns import parse_pattern
 _LATER: Final[Mapping[FieldPath, tuple[str, ...] | None]] = {
     ("limits", "uplink"): None,
     ("subscriber", "ordering"): ("transaction",),
-    ("destination", "kinesis", "claim_check"): None,
 }
 
 # Parts of the file that only some roles read: what they hold from outside the file may be missing for the others.

@@ -14,6 +14,7 @@ from urllib.parse import quote
 import orjson
 import zstandard
 
+from upwell.claims import CONTENT_BYTES_MAX, Claim
 from upwell.errors import Rejected
 from upwell.model import (
     DELETE,
@@ -31,6 +32,7 @@ from upwell.model import (
 FORMAT_VERSION = 1
 # Packed records are not built beyond this; only one event that is larger by itself makes a larger record.
 PACKED_BYTES_MAX = 256 * 1024
+LETTER_BYTES_MAX = 1024 * 1024
 # What a record may unpack to: a guard against a small record that unpacks to all of the memory.
 UNPACKED_BYTES_MAX = 64 * 1024 * 1024
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
@@ -49,7 +51,8 @@ class ReceivedEvent(NamedTuple):
     version: Version
     time: str
     key: tuple[Value, ...]
-    values: list[Value]  # the row in the order of the schema's columns; of a delete the key
+    values: list[Value]  # the row in the order of the schema's columns; of a delete the key; of a claimed row nothing
+    claim: Claim | None = None  # where the row waits that was too large for the stream
 
 
 def event_line(item: LaneItem) -> bytes:
@@ -64,9 +67,20 @@ def event_line(item: LaneItem) -> bytes:
     )
     if item.row is None:
         return head + item.key + b"]"
-    if item.changed is not None:
-        return head + item.row + b"," + orjson.dumps({"was": item.was, "changed": item.changed}) + b"]"
-    return head + item.row + _WAS_HINT[item.was]
+    return head + item.row + _hints(item)
+
+
+def _hints(event: ChangeEvent) -> bytes:
+    """The rest of an upsert's line."""
+    if event.changed is not None:
+        return b"," + orjson.dumps({"was": event.was, "changed": event.changed}) + b"]"
+    return _WAS_HINT[event.was]
+
+
+def row_content(event: ChangeEvent, compression: Compression = "none") -> bytes:
+    """What of an upsert's row goes to S3 where it is too large for a record: the row's JSON array."""
+    assert event.row is not None, "a delete has no row"
+    return _compressed(event.row) if compression == "zstd" else event.row
 
 
 def pack_record(
@@ -96,8 +110,32 @@ def pack_record(
         lines.append(line)
     data = b"\n".join([_header(pipeline, lane, term, seq, after, schemas.values()), *lines, b""])
     if compression == "zstd":
-        data = zstandard.ZstdCompressor(level=1).compress(data)
+        data = _compressed(data)
     return data, len(lines)
+
+
+def pack_claimed(
+    pipeline: str, lane: int, term: int, seq: int, after: tuple[int, int] | None, event: ChangeEvent, claim: Claim
+) -> bytes:
+    """The record of one upsert whose row waits in S3."""
+    where = b'{"key":%b,%b' % (event.key, orjson.dumps(claim._asdict())[1:])
+    line = event_line(event._replace(row=where))
+    return b"\n".join([_header(pipeline, lane, term, seq, after, [event.schema]), line, b""])
+
+
+def _compressed(data: bytes) -> bytes:
+    return zstandard.ZstdCompressor(level=1).compress(data)
+
+
+def letter_payload(pipeline: str, event: ChangeEvent, claim: Claim | None = None) -> bytes:
+    """What is kept of an event that is put aside: a packed record of its own; nothing where that would be very large.
+
+    The source has the row, and what is replayed is read from there.
+    """
+    if claim is not None:
+        return pack_claimed(pipeline, 0, 0, 0, None, event, claim)
+    data, _ = pack_record(pipeline, 0, 0, 0, None, [event])
+    return data if len(data) <= LETTER_BYTES_MAX else b""
 
 
 def _schema_size(schema: TableSchema) -> int:
@@ -145,10 +183,23 @@ def unpacked_size(data: bytes) -> int:
         return len(data)
 
 
-def _unpacked(data: bytes) -> bytes:
+def redeemed(event: ReceivedEvent, content: bytes) -> ReceivedEvent:
+    """A claimed event with its row, of what `row_content` gave. Raises Rejected where it is not this event's row."""
+    try:
+        values = orjson.loads(_unpacked(content, CONTENT_BYTES_MAX))
+        if len(values) == len(event.schema.columns):
+            key = tuple([values[index] for index in event.schema.key_indexes])
+            if key == event.key:
+                return event._replace(values=values, claim=None)
+    except (ValueError, TypeError, KeyError, zstandard.ZstdError):
+        pass
+    raise Rejected("what the claim check holds for it is not its row")
+
+
+def _unpacked(data: bytes, bytes_max: int = UNPACKED_BYTES_MAX) -> bytes:
     if not data.startswith(_ZSTD_MAGIC):
         return data
-    return zstandard.ZstdDecompressor().decompress(data, max_output_size=UNPACKED_BYTES_MAX)
+    return zstandard.ZstdDecompressor().decompress(data, max_output_size=bytes_max)
 
 
 def _received(line: list[Any], schemas: dict[str, TableSchema], lane: int) -> ReceivedEvent | Marker:
@@ -156,6 +207,11 @@ def _received(line: list[Any], schemas: dict[str, TableSchema], lane: int) -> Re
     schema = schemas[line[1]]
     if operation == UPSERT:
         values = line[4]
+        if isinstance(values, dict):
+            key, claim = tuple(values["key"]), Claim.from_wire(values)
+            if len(key) != len(schema.key):
+                raise ValueError("a key has another number of values than its schema says")
+            return ReceivedEvent(schema, UPSERT, bytes.fromhex(line[2]), line[3], key, [], claim)
         if len(values) != len(schema.columns):
             raise ValueError("a row has another number of values than its schema has columns")
         key = tuple([values[index] for index in schema.key_indexes])
@@ -170,16 +226,19 @@ def _received(line: list[Any], schemas: dict[str, TableSchema], lane: int) -> Re
     raise ValueError("unknown kind of line")
 
 
-def cloud_event(pipeline: str, event: ChangeEvent) -> bytes:
-    """The event as one CloudEvents 1.0 JSON document. A partial row has only the columns that it holds."""
+def cloud_event(pipeline: str, event: ChangeEvent, claim: Claim | None = None) -> bytes:
+    """The event as one CloudEvents 1.0 JSON document. A partial row has only the columns that it holds; one that
+    waits in S3, as `cloud_row` gives it, has a claim in its place.
+    """
     schema = event.schema
     key: list[Value] = orjson.loads(event.key)
     subject = "/".join([schema.table, *(quote(_key_text(value), safe="") for value in key)])
     version = event.version.hex()
     data: dict[str, Any] = {"version": version, "was": event.was, "key": dict(zip(schema.key, key, strict=True))}
-    if event.row is not None:
-        names = [column.name for column in schema.columns]
-        data["row"] = dict(zip(names, event.values(), strict=True))
+    if claim is not None:
+        data["claim"] = claim._asdict()
+    elif event.row is not None:
+        data["row"] = _named(event)
     if event.changed is not None:
         data["changed"] = event.changed
     return orjson.dumps(
@@ -193,6 +252,15 @@ def cloud_event(pipeline: str, event: ChangeEvent) -> bytes:
             "data": data,
         }
     )
+
+
+def cloud_row(event: ChangeEvent) -> bytes:
+    """What of an upsert's row goes to S3 where it is too large for a record of CloudEvents: a JSON object."""
+    return orjson.dumps(_named(event))
+
+
+def _named(event: ChangeEvent) -> dict[str, Value]:
+    return dict(zip((column.name for column in event.schema.columns), event.values(), strict=True))
 
 
 def _key_text(value: Value) -> str:

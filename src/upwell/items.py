@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 import orjson
 
+from upwell.claims import Claim
 from upwell.errors import ConfigError, Rejected
 from upwell.keytemplates import Template
 from upwell.model import Column, Kind, TableName, TableSchema, Value
@@ -23,6 +24,7 @@ DELETED: Final = "_upwell_deleted"
 TTL: Final = "_upwell_ttl"
 SORT_KEY: Final = "_upwell_sk"  # the key's columns from the second on, where there are more than two
 SOURCE_TABLE: Final = "_upwell_t"  # in a table that holds items of several source tables
+CLAIM: Final = "_upwell_claim"  # where the rest of an item waits that was too large
 _OURS: Final = "_upwell_"
 TEMPLATE_PARTITION_KEY: Final = "pk"
 TEMPLATE_SORT_KEY: Final = "sk"
@@ -231,7 +233,7 @@ class ItemForm:
         return value
 
     def item(self, values: Sequence[Value], row_bytes: int) -> Item:
-        """A row's attributes, key included. `row_bytes`: what its JSON takes. Raises Rejected."""
+        """A row's attributes, key included. Raises Rejected, not for its size where `row_bytes`, its JSON's, is 0."""
         item = self.key([values[index] for index in self.schema.key_indexes])
         for index, name, encode in self._encoders:
             value = values[index]
@@ -239,9 +241,13 @@ class ItemForm:
                 item[name] = encode(value)
             elif self._nulls == "keep":
                 item[name] = _NULL
-        if row_bytes + self._names_bytes > _SURELY_SMALL:
+        if row_bytes and self.may_be_large(row_bytes):
             check_size(item)
         return item
+
+    def may_be_large(self, row_bytes: int) -> bool:
+        """Whether a row whose JSON takes so many bytes could exceed DynamoDB's limit."""
+        return row_bytes + self._names_bytes > _SURELY_SMALL
 
     def changes(self, values: Sequence[Value]) -> tuple[Item, list[str]]:
         """Of a partial row: the attributes that it sets, and the names of those that it removes; without the key."""
@@ -274,15 +280,59 @@ class ItemForm:
         ]
 
     def canonical(self, values: Sequence[Value]) -> list[Value]:
-        """A row's values as they come back from DynamoDB: numbers without trailing zeros, JSON in one notation."""
+        """A row's values as they come back from DynamoDB: numbers without trailing zeros, JSON in one notation.
+
+        Raises Rejected, not for its size.
+        """
         return self.values(self.item(values, 0))
 
 
+# --- items that are too large ---
+
+
+class ItemTooLarge(Rejected):
+    """DynamoDB would not take the item."""
+
+
+def claimed_content(item: Item) -> bytes:
+    """What of an item goes to S3 where it is too large: all of it, in DynamoDB's JSON."""
+    return orjson.dumps(item)
+
+
+def claimed_item(key: Item, claim: Claim) -> Item:
+    """What stands in the table in its place."""
+    where = {"object": {"S": claim.object}, "sha256": {"S": claim.sha256}, "bytes": {"N": str(claim.bytes)}}
+    return {**key, CLAIM: {"M": where}}
+
+
+def claim_of(item: Item) -> Claim | None:
+    """Where the rest of an item waits; None where it is whole. Raises Rejected where that can't be read."""
+    attribute = item.get(CLAIM)
+    if attribute is None:
+        return None
+    try:
+        where = attribute["M"]
+        return Claim.from_wire(
+            {"object": where["object"]["S"], "sha256": where["sha256"]["S"], "bytes": where["bytes"]["N"]}
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise Rejected(f"its attribute {CLAIM} is not one of upwell's") from error
+
+
+def whole_item(item: Item, content: bytes) -> Item:
+    """The item with what `claimed_content` gave; the attributes beside the claim are newer. Raises Rejected."""
+    try:
+        rest = orjson.loads(content)
+        return {**rest, **{name: attribute for name, attribute in item.items() if name != CLAIM}}
+    except (ValueError, TypeError) as error:
+        raise Rejected("what the claim check holds for it is no item") from error
+
+
 def check_size(item: Item) -> None:
-    """Raises Rejected where DynamoDB would not take the item (with room for the attributes of ours)."""
+    """Raises ItemTooLarge where DynamoDB would not take the item (with room for the attributes of ours)."""
     size = 200 + sum(len(name.encode()) + attribute_bytes(attribute) for name, attribute in item.items())
     if size > ITEM_BYTES_MAX:
-        raise Rejected(f"its item would have about {size:,} bytes; DynamoDB takes at most {ITEM_BYTES_MAX:,}")
+        raise ItemTooLarge(f"its item would have about {size:,} bytes; DynamoDB takes at most {ITEM_BYTES_MAX:,}")
 
 
 def attribute_bytes(attribute: Attribute) -> int:

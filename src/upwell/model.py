@@ -300,7 +300,7 @@ class DeadLetter:
     version: str  # hex; empty where the event never got one
     reason: str
     time: str  # when it was put aside, ISO 8601 in UTC
-    payload: bytes  # a packed record (envelope.py) that holds just this event; empty where it could not be encoded
+    payload: bytes  # a packed record that holds just this event; empty: see envelope.letter_payload
 
 
 Item = TypeVar("Item")

@@ -45,6 +45,9 @@ class Clock(Protocol):
 class Source(Protocol):
     """A database that tells what changed. One thread uses it.
 
+    Who starts takes over: a publisher that read the same before, and still runs, ends with LeaseLost at its next call
+    of `changes`, where the source lets two read at all.
+
     Call order: `start` once, again after a PositionLost, when `start` itself failed, and whenever the caller wants
     what it has read since a position once more, the schemas included; then `changes`, `chunk`, `confirm` in any
     order. After a TransientError of these the source reconnects by itself at the next call and goes on where it was.
@@ -105,6 +108,7 @@ class Parcel:
     body: Any = None  # the sink's own form of what remains to be sent; None: nothing does
     size: int = 0  # bytes on the wire, about
     rejected: list[Rejection] = field(default_factory=list)  # filled by pack, and by send where the service refuses
+    detour: bool = False  # something goes to another service first: sent in a call of its own, few at a time
 
 
 class Sink(Protocol):
@@ -138,6 +142,19 @@ class Sink(Protocol):
         """Free connections; never raises."""
 
 
+class ObjectStore(Protocol):
+    """Where contents wait that are too large for their way. Threads share it; one attempt each."""
+
+    def put(self, key: str, content: bytes) -> None:
+        """Durable when it returns. The same content may be put again. Raises TransientError or OperatorError."""
+
+    def get(self, key: str) -> bytes | None:
+        """What was put last; None where there is nothing of this key. Raises TransientError or OperatorError."""
+
+    def close(self) -> None:
+        """Free connections; never raises."""
+
+
 @dataclass(slots=True)
 class Request:
     """Something asked of the publisher: by a person (`upwell resync`) or by a subscriber (repair)."""
@@ -152,6 +169,9 @@ class StateStore(Protocol):
 
     def acquire(self, now: float) -> Lease:
         """Become the pipeline's publisher, with a term above every earlier one. Raises LeaseLost where one lives."""
+
+    def renew(self, lease: Lease) -> None:
+        """Raises LeaseLost where another publisher has taken over since; called about once a second."""
 
     def load(self) -> Checkpoint | None:
         """The last checkpoint; None where there never was one. Raises OperatorError where it can't be trusted."""
@@ -169,7 +189,7 @@ class StateStore(Protocol):
         """The request is in the checkpoint."""
 
     def put_status(self, status: Mapping[str, Any]) -> None:
-        """What `upwell status` shows; JSON values."""
+        """What `upwell status` shows; JSON values. Raises LeaseLost where another publisher has taken over."""
 
     def release(self) -> None:
         """Let another publisher take over; never raises."""

@@ -174,6 +174,14 @@ StreamName = Annotated[str, _Form(r"[a-zA-Z0-9_.-]{1,128}", "must be 1 to 128 le
 DynamoDbName = Annotated[str, _Form(r"[a-zA-Z0-9_.-]{3,255}", "must be 3 to 255 letters, digits, _, . or -")]
 NamePrefix = Annotated[str, _Form(r"[a-zA-Z0-9_.-]{0,128}", "must be at most 128 letters, digits, _, . or -")]
 SlotName = Annotated[str, _Form(r"[a-z0-9_]{1,63}", "must be 1 to 63 lower-case letters, digits or _")]
+BucketName = Annotated[
+    str,
+    _Form(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", "must be 3 to 63 lower-case letters, digits, . or -"),
+]
+ObjectPrefix = Annotated[
+    str,
+    _Form(r"([a-zA-Z0-9_.-]{1,64}/){0,8}", "must be empty, or names of letters, digits, _, . or -, each followed by /"),
+]
 HttpUrl = Annotated[str, _Form(r"https?://[^\s]+", "must be a URL: https://…")]
 ColumnNames = Annotated[tuple[str, ...], Field(min_length=1)]
 Condition = Annotated[Where, BeforeValidator(_where), WithJsonSchema({"type": "string"})]
@@ -212,6 +220,19 @@ class SourceSettings(Settings):
     """PostgreSQL: the replication slot to read. Default: `upwell_` and the pipeline's name."""
 
 
+class ClaimCheckSettings(Settings):
+    """An S3 bucket, by way of which rows go that are too large for the stream or the table. See claim-check.md."""
+
+    bucket: BucketName
+    """The bucket's name, in the destination's region."""
+    prefix: ObjectPrefix = "upwell/"
+    """Stands before the name of each object. Nothing outside of it is ever read or written."""
+    kms_key: str | None = Field(default=None, min_length=1)
+    """The KMS key to encrypt with, by id, ARN or alias. Default: the bucket's own encryption."""
+    endpoint_url: HttpUrl | None = None
+    """Another address of S3: a VPC endpoint, or a local stand-in."""
+
+
 class KinesisSettings(Settings):
     """A Kinesis data stream, for `upwell subscribe` or for functions of your own."""
 
@@ -226,6 +247,8 @@ class KinesisSettings(Settings):
     functions of your own."""
     compression: Literal["none", "zstd"] = "none"
     """Of packed records."""
+    claim_check: ClaimCheckSettings | None = None
+    """An S3 bucket for rows that are too large for a record (1 MiB). Without it they become dead letters."""
     lanes: int = Field(default=DEFAULT_LANES, ge=1, le=LANES_MAX)
     """How many ordered virtual partitions the stream has; fixed for the life of a stream."""
     control_table: DynamoDbName | None = None
@@ -250,6 +273,8 @@ class DynamoDbSettings(Settings):
     """Whether SQL NULL is an absent attribute, or one of type NULL."""
     create_tables: bool = True
     """Create the tables that are missing (on demand)."""
+    claim_check: ClaimCheckSettings | None = None
+    """An S3 bucket for rows that are too large for an item (400 KB). Without it they become dead letters."""
 
 
 class StdoutSettings(Settings):

@@ -1,4 +1,4 @@
-"""AWS Signature Version 4 for JSON services: POST to one path, no query, a fixed set of signed headers.
+"""AWS Signature Version 4: for JSON services (POST to one path, a fixed set of signed headers), and for S3's objects.
 
 The rules: https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-create-signed-request.html
 A signature costs two SHA-256 and one HMAC: what is the same for a second's requests is prepared once.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import time
+from collections.abc import Mapping
 from typing import NamedTuple
 
 
@@ -85,8 +86,39 @@ class Signer:
     def _key(self, day: str, secret: str) -> bytes:
         """The day's signing key."""
         if self._signing_key[:2] != (day, secret):
-            key = f"AWS4{secret}".encode()
-            for part in (day, self._region, self._service, "aws4_request"):
-                key = hmac.digest(key, part.encode(), "sha256")
-            self._signing_key = (day, secret, key)
+            self._signing_key = (day, secret, _signing_key(day, secret, self._region, self._service))
         return self._signing_key[2]
+
+
+def object_head(
+    method: str, path: str, headers: Mapping[str, str], sha256: str, length: int, *, region: str, keys: Keys, now: float
+) -> bytes:
+    """The head of a request about one of S3's objects, empty line included.
+
+    `path` is percent-encoded; `headers`, host among them, have lower-case names and are all signed; `sha256` and
+    `length` are the body's. S3 refuses a body with another hash, so what arrives is what was meant.
+    """
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(int(now)))
+    day = stamp[:8]
+    signed = {**headers, "x-amz-content-sha256": sha256, "x-amz-date": stamp}
+    if keys.token is not None:
+        signed["x-amz-security-token"] = keys.token
+    signed = dict(sorted(signed.items()))
+    names = ";".join(signed)
+    lines = "".join(f"{name}:{value}\n" for name, value in signed.items())
+    canonical = hashlib.sha256(f"{method}\n{path}\n\n{lines}\n{names}\n{sha256}".encode()).hexdigest()
+    scope = f"{day}/{region}/s3/aws4_request"
+    key = _signing_key(day, keys.secret_key, region, "s3")
+    signature = hmac.digest(key, f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{canonical}".encode(), "sha256").hex()
+    sent = "".join(f"{name}: {value}\r\n" for name, value in signed.items())
+    return (
+        f"{method} {path} HTTP/1.1\r\n{sent}Authorization: AWS4-HMAC-SHA256 Credential={keys.access_key}/{scope}, "
+        f"SignedHeaders={names}, Signature={signature}\r\nContent-Length: {length}\r\n\r\n"
+    ).encode("ascii")
+
+
+def _signing_key(day: str, secret: str, region: str, service: str) -> bytes:
+    key = f"AWS4{secret}".encode()
+    for part in (day, region, service, "aws4_request"):
+        key = hmac.digest(key, part.encode(), "sha256")
+    return key

@@ -6,9 +6,10 @@ import orjson
 import pytest
 
 from tests.simulation.dice import Dice, SimClock
-from tests.simulation.target import SimTarget
-from upwell.envelope import ReceivedEvent, pack_record, unpack_record
-from upwell.errors import TransientError
+from tests.simulation.target import SimTarget, Tables
+from upwell.claims import Claims
+from upwell.envelope import ReceivedEvent, pack_claimed, pack_record, unpack_record
+from upwell.errors import OperatorError, TransientError
 from upwell.model import (
     DELETE,
     HIGHEST_ORDINAL,
@@ -22,6 +23,7 @@ from upwell.model import (
     TableSchema,
     pack_version,
 )
+from upwell.pipeline import applier as applier_module
 from upwell.pipeline.applier import DAMAGED, Applier, Plan, Record, plan, repaired
 from upwell.ports import LaneState, ResyncState
 
@@ -280,3 +282,135 @@ def test_a_failure_leaves_nothing_behind(target: SimTarget, monkeypatch: pytest.
     with pytest.raises(TransientError):
         Applier("p", target, SimClock()).apply([packed(1, upsert(1, 1))])
     assert target.tables.rows == {}
+
+
+# --- rows that were too large for the stream ------------------------------------------------------------------------
+
+
+class Store:
+    """See ports.ObjectStore: objects in memory."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, bytes] = {}
+        self.away = False
+        self.got: list[str] = []
+
+    def put(self, key: str, content: bytes) -> None:
+        self.objects[key] = content
+
+    def get(self, key: str) -> bytes | None:
+        if self.away:
+            raise TransientError("away")
+        self.got.append(key)
+        return self.objects.get(key)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def store() -> Store:
+    return Store()
+
+
+def large(seq: int, item: ReceivedEvent, store: Store, lane: int = 0) -> bytes:
+    """The record of an event whose row goes by way of the store."""
+    row = orjson.dumps(item.values)
+    event = ChangeEvent(item.schema, UPSERT, item.version, item.time, orjson.dumps(item.key), row, "update")
+    upload = Claims(store, "", "p").upload(event, row)
+    store.put(upload.claim.object, upload.content)
+    return pack_claimed("p", lane, 1, seq, (0, 0) if seq == 1 else None, event, upload.claim)
+
+
+def with_claims(target: SimTarget, store: Store) -> Applier:
+    return Applier("p", target, SimClock(), Claims(store, "", "p"))
+
+
+def test_a_claimed_row_is_one_like_any_other(target: SimTarget, store: Store) -> None:
+    applier = with_claims(target, store)
+    applied = applier.apply(
+        [
+            large(1, upsert(1, 1, "a", "u", "large"), store),
+            packed(2, upsert(2, 2, "b"), upsert(1, 3, "c", "u", schema=PARTIAL)),
+            large(3, upsert(3, 4, "d", "v", "large"), store),
+            packed(4, delete(3, 5)),
+        ]
+    )
+    assert (applied.events, applied.dead_letters, applied.holes) == (5, 0, 0)
+    assert {key: row["n"] for key, row in target.tables.rows["public.t"].items()} == {(1,): "c", (2,): "b"}
+    assert target.tables.rows["public.t"][1,]["big"] == "large"
+
+
+def test_a_claimed_row_that_can_not_be_had_is_put_aside_and_the_rest_flows_on(target: SimTarget, store: Store) -> None:
+    applier = with_claims(target, store)
+    applier.apply([packed(1, upsert(1, 1, "old"))])
+    data = large(2, upsert(1, 2, "new"), store)
+    store.objects.clear()
+    applied = applier.apply([data, packed(3, upsert(2, 3, "b"), upsert(1, 4, "newest", schema=PARTIAL))])
+    assert (applied.events, applied.dead_letters, applied.holes) == (3, 1, 0)
+    assert {key: row["n"] for key, row in target.tables.rows["public.t"].items()} == {(1,): "newest", (2,): "b"}
+    [letter] = target.tables.letters.values()
+    assert letter.key == "[1]"
+    assert "not in the bucket any more" in letter.reason
+    [event] = unpack_record(letter.payload).items
+    assert isinstance(event, ReceivedEvent)
+    assert event.claim is not None
+
+
+def test_a_resync_keeps_the_row_whose_claim_can_not_be_had(target: SimTarget, store: Store) -> None:
+    applier = with_claims(target, store)
+    applier.apply([packed(1, upsert(1, 1, "old"), upsert(2, 1, "old"))])
+    data = large(3, read(1, 5, epoch=6), store)
+    store.objects.clear()
+    applied = applier.apply([packed(2, opening(6)), data, packed(4, closing(6))])
+    applied = applier.apply([packed(1, opening(6, lane=1), closing(6, lane=1), lane=1)])
+    assert applied.swept == 1
+    assert {key: row["n"] for key, row in target.tables.rows["public.t"].items()} == {(1,): "old"}
+
+
+def test_nothing_is_put_aside_that_is_below_the_watermark(target: SimTarget, store: Store) -> None:
+    """A shard that is read again may name objects that have expired since."""
+    applier = with_claims(target, store)
+    data = [large(1, upsert(1, 1, "a"), store), packed(2, upsert(1, 2, "b"))]
+    applier.apply(data)
+    store.objects.clear()
+    applied = applier.apply(data)
+    assert (applied.skipped, applied.dead_letters) == (1, 0)
+
+
+def test_a_store_that_is_away_applies_nothing_and_loses_nothing(target: SimTarget, store: Store) -> None:
+    applier = with_claims(target, store)
+    data = [packed(1, upsert(2, 1, "b")), large(2, upsert(1, 2, "a"), store)]
+    store.away = True
+    with pytest.raises(TransientError):
+        applier.apply(data)
+    assert target.tables.rows == {}
+    store.away = False
+    assert applier.apply(data).dead_letters == 0
+    assert sorted(target.tables.rows["public.t"]) == [(1,), (2,)]
+
+
+def test_without_a_bucket_a_person_must_name_it(target: SimTarget, store: Store) -> None:
+    with pytest.raises(OperatorError) as error:
+        Applier("p", target, SimClock()).apply([large(1, upsert(1, 1), store)])
+    assert error.value.code == "UW-CC-004"
+    assert target.tables.lanes == {}
+
+
+def test_claimed_rows_are_written_a_few_at_a_time(
+    target: SimTarget, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    applier = with_claims(target, store)
+    monkeypatch.setattr(applier_module, "CLAIMED_BYTES_MAX", 250)
+    held: list[int] = []
+    commit = target._commit
+
+    def counted(after: Tables) -> None:
+        held.append(len(store.got))
+        commit(after)
+
+    monkeypatch.setattr(target, "_commit", counted)
+    data = [large(seq, upsert(seq, seq, "x" * 80), store) for seq in range(1, 6)] + [packed(6, upsert(6, 6))]
+    assert applier.apply(data).events == 6
+    assert held == [2, 4, 5]
+    assert len(target.tables.rows["public.t"]) == 6

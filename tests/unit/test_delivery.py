@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from upwell.errors import OperatorError, TransientError
 from upwell.model import UPSERT, ChangeEvent, Column, Kind, LaneItem, Marker, Rejection, TableSchema, pack_version
-from upwell.pipeline.delivery import BACKOFF_LANE_MAX_S, LANE_REST_BYTES_MAX, LANE_REST_S, Delivery
+from upwell.pipeline.delivery import BACKOFF_LANE_MAX_S, DETOURS_MAX, LANE_REST_BYTES_MAX, LANE_REST_S, Delivery
 from upwell.ports import Parcel
 
 SCHEMA = TableSchema("main.t", (Column("id", "int", Kind.INT),), ("id",), "sqlite")
@@ -223,3 +224,50 @@ def test_whatever_fails_each_lane_arrives_in_order_and_marks_are_honest(
     for lane, ids in arrived.items():
         assert ids == [id_ for id_ in everything if id_ < 900 and id_ in ids], lane
     assert sum(map(len, arrived.values())) + refused == len(everything)
+
+
+def detouring(lanes: int = 6) -> Delivery[str]:
+    """A delivery whose even lanes have a parcel that goes to another service first."""
+    it = delivery(lanes)
+    pack = Sink().pack
+
+    def packed(lane: int, *rest: Any) -> Parcel:
+        parcel = pack(lane, *rest)
+        parcel.detour = lane % 2 == 0
+        return parcel
+
+    it._sink.pack = packed  # type: ignore[method-assign,assignment]
+    it.offer([marker(lane) for lane in range(lanes)], "mark")
+    return it
+
+
+def test_nothing_waits_for_a_detour_and_few_are_made_at_a_time() -> None:
+    it = detouring()
+    calls = [[parcel.lane for parcel in it.take(0.0)] for _ in range(5)]
+    alone = [call for call in calls if call and call[0] % 2 == 0]
+    assert [len(call) for call in alone] == [1] * DETOURS_MAX
+    assert sorted(lane for call in calls for lane in call if lane % 2) == [1, 3, 5]
+    assert it.wake_at(0.0) is None  # the detour that is left waits for one of those under way, not for the time
+
+
+def test_a_detour_that_ends_makes_room_for_the_next_however_it_ends() -> None:
+    it = detouring()
+    detours = [parcel for _ in range(4) for parcel in it.take(0.0) if parcel.detour]
+    it.settle(detours[:1], [AWAY], 0.0)
+    [third] = it.take(0.0)
+    assert third.lane not in [parcel.lane for parcel in detours]
+    detours[1].detour = False  # the other service has it, and the sink's own then failed
+    it.fail(detours[1:], AWAY, 0.0)
+    seen = {parcel.lane for _ in range(4) for parcel in it.take(1000.0)}
+    assert seen == {parcel.lane for parcel in detours}
+
+
+def test_another_service_says_nothing_about_the_sinks() -> None:
+    it = detouring()
+    calls = [it.take(0.0) for _ in range(3)]
+    [detour] = next(call for call in calls if call[0].detour)
+    it.fail(next(call for call in calls if not call[0].detour), AWAY, 0.0)
+    it._service_ready_at = 5.0
+    it.settle([detour], [AWAY], 1.0)
+    assert it.take(4.9) == []
+    assert it.take(5.0)

@@ -23,7 +23,7 @@ FENCED = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 COMMAND = re.compile(r"^(?:\$ |ExecStart=)?(?:/[\w./]+/)?upwell(?: |$)(.*)")
 SHELL = {"|", ">", "&&", ";", "<"}  # here the command ends
-FILES_OF_A_USER = {"upwell.yaml", "grants.sql", "firewall.txt", "upwell-state.db", "track.sql"}
+FILES_OF_A_USER = {"upwell/", "upwell.yaml", "grants.sql", "firewall.txt", "upwell-state.db", "track.sql"}
 
 
 def code(page: Path) -> Iterator[str]:

@@ -9,7 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from upwell import envelope
-from upwell.envelope import Compression, ReceivedEvent, cloud_event, pack_record, unpack_record
+from upwell.claims import Claim
+from upwell.envelope import (
+    Compression,
+    ReceivedEvent,
+    cloud_event,
+    letter_payload,
+    pack_claimed,
+    pack_record,
+    redeemed,
+    row_content,
+    unpack_record,
+)
 from upwell.errors import Rejected
 from upwell.model import (
     DELETE,
@@ -44,11 +55,12 @@ ORDER_LINES = TableSchema(
     target="sales.lines",
 )
 TIME = "2026-01-31T10:00:00.1234567Z"
+UPDATED = ChangeEvent(
+    USERS, UPSERT, pack_version(1, 42, 1), TIME, b"[7]", b'[7,"a@example.com","12.50"]', "update", 99, ("balance",)
+)
 ITEMS: list[LaneItem] = [
     Marker(USERS, 1, "open", 64, 17),
-    ChangeEvent(
-        USERS, UPSERT, pack_version(1, 42, 1), TIME, b"[7]", b'[7,"a@example.com","12.50"]', "update", 99, ("balance",)
-    ),
+    UPDATED,
     ChangeEvent(USERS, DELETE, pack_version(1, 43, 1), TIME, b"[8]", None, "delete", 99),
     ChangeEvent(
         ORDER_LINES.without(frozenset({"note"})),
@@ -89,6 +101,20 @@ def test_what_was_packed_long_ago_is_read() -> None:
 def test_cloud_events_are_as_they_always_were() -> None:
     lines = [cloud_event("legacy-shop", item).decode() for item in ITEMS if isinstance(item, ChangeEvent)]
     assert "\n".join(lines) + "\n" == (GOLDEN / "cloudevents.jsonl").read_text("utf-8")
+
+
+CLAIMED = Claim(
+    "upwell/legacy-shop/00000001/00000001000000000000002a00000001/" + "5a" * 16 + "-" + "0f" * 8, "0f" * 32, 3_145_728
+)
+
+
+def test_a_claimed_row_is_as_it_always_was() -> None:
+    data = pack_claimed("legacy-shop", 17, 4, 2, None, UPDATED, CLAIMED)
+    assert data.decode() == (GOLDEN / "claimed.jsonl").read_text("utf-8")
+    [event] = unpack_record((GOLDEN / "claimed.jsonl").read_bytes()).items
+    assert event == ReceivedEvent(USERS, UPSERT, UPDATED.version, TIME, (7,), [], CLAIMED)
+    cloud = cloud_event("legacy-shop", UPDATED, CLAIMED)
+    assert cloud.decode() + "\n" == (GOLDEN / "claimed-cloudevent.jsonl").read_text("utf-8")
 
 
 values = (
@@ -152,6 +178,37 @@ def test_records_are_cut_at_the_limit_and_nothing_falls_between_them(sizes: list
     assert seen == rows
 
 
+def claimed(event: ChangeEvent) -> ReceivedEvent:
+    [item] = unpack_record(pack_claimed("p", 0, 1, 1, None, event, CLAIMED)).items
+    assert isinstance(item, ReceivedEvent)
+    return item
+
+
+@given(events().filter(lambda event: event.row is not None), st.sampled_from(("none", "zstd")))
+def test_a_claimed_row_is_what_it_was(event: ChangeEvent, compression: Compression) -> None:
+    item = claimed(event)
+    assert item.claim == CLAIMED
+    assert redeemed(item, row_content(event, compression)) == received(event)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b"null", b"[7]", b'[8,"a@example.com","12.50"]', zstandard.compress(b"[1]")[:-3]]
+)
+def test_what_is_not_the_claimed_row_is_rejected(content: bytes) -> None:
+    with pytest.raises(Rejected):
+        redeemed(claimed(UPDATED), content)
+
+
+def test_a_very_large_row_is_not_kept_with_its_dead_letter() -> None:
+    small, large = (
+        ChangeEvent(USERS, UPSERT, pack_version(1, 1, 1), TIME, b"[7]", orjson.dumps([7, "x" * size, "1"]), "insert")
+        for size in (1_000, envelope.LETTER_BYTES_MAX)
+    )
+    assert len(unpack_record(letter_payload("p", small)).items) == 1
+    assert letter_payload("p", large) == b""
+    assert len(unpack_record(letter_payload("p", large, CLAIMED)).items) == 1
+
+
 HEADER = '{"upwell":1,"pipeline":"p","lane":0,"term":1,"seq":1,"schemas":{"s":{"table":"t","key":["id"],"columns":[["id","int"]],"kinds":["int"],"dialect":"sqlite"}}}'  # noqa: E501 - one line of the format
 
 
@@ -168,6 +225,9 @@ HEADER = '{"upwell":1,"pipeline":"p","lane":0,"term":1,"seq":1,"schemas":{"s":{"
         HEADER.replace('["id","int"]', '["id"]').encode(),
         f'{HEADER}\n["u","s","{"0" * 32}","",[1,2]]'.encode(),
         f'{HEADER}\n["d","s","{"0" * 32}","",[1,2]]'.encode(),
+        f'{HEADER}\n["u","s","{"0" * 32}","",{{"key":[1]}}]'.encode(),
+        f'{HEADER}\n["u","s","{"0" * 32}","",{{"key":[1],"object":"o","sha256":"https://x","bytes":1}}]'.encode(),
+        f'{HEADER}\n["u","s","{"0" * 32}","",{{"key":[1,2],"object":"o","sha256":"{"0" * 64}","bytes":1}}]'.encode(),
         f'{HEADER}\n["u","unknown","{"0" * 32}","",[1]]'.encode(),
         f'{HEADER}\n["u","s","xyz","",[1]]'.encode(),
         f'{HEADER}\n["?","s"]'.encode(),

@@ -26,10 +26,10 @@ FLOORS = {
     "contracts": {"ports.py"},
     "rules": {
         "lanes.py", "envelope.py", "mapping.py", "where.py", "comparison.py", "items.py", "keytemplates.py",
-        "clock.py", "failpoints.py", "tablepatterns.py",
+        "clock.py", "failpoints.py", "tablepatterns.py", "claims.py",
     },
     "configuration": {"config.py", "configfile.py", "settings.py"},
-    "aws": {"aws.py", "aws_errors.py", "http1.py", "sigv4.py"},
+    "aws": {"aws.py", "aws_errors.py", "http1.py", "sigv4.py", "s3.py"},
     "tables": {"dynamodb_tables.py"},
     "outside": {"sources/", "sinks/", "streams/", "targets/", "state/"},
     "flow": {"pipeline/"},

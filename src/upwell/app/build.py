@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from upwell.aws import AwsService
+from upwell.claims import Claims
 from upwell.clock import SystemClock
 from upwell.config import Pipeline
 from upwell.errors import ConfigError, OperatorError
@@ -24,6 +25,7 @@ from upwell.pipeline.applier import Applier
 from upwell.pipeline.publisher import Publisher, PublisherSettings
 from upwell.pipeline.subscriber import WORKING_BYTES, Subscriber
 from upwell.ports import Clock, ControlChannel, Request, Sink, Source
+from upwell.s3 import S3Bucket
 from upwell.sinks.dynamodb import DynamoDbSink
 from upwell.sinks.kinesis import KinesisSink
 from upwell.sinks.stdout import StdoutSink
@@ -133,14 +135,44 @@ def aws_service(pipeline: Pipeline) -> AwsService | None:
 
 
 def _aws_service(pipeline: Pipeline, service: str, region: str | None, endpoint_url: str | None) -> AwsService:
+    proxy, ca_bundle = _way(pipeline)
+    return AwsService(service, region, endpoint_url=endpoint_url, proxy=proxy, ca_bundle=ca_bundle)
+
+
+def _way(pipeline: Pipeline) -> tuple[str | None, str | None]:
+    """How to come to AWS from here: the proxy, the file of certificates."""
     proxy, ca_bundle = pipeline.destination().proxy, pipeline.destination().ca_bundle
-    return AwsService(
-        service,
-        region,
-        endpoint_url=endpoint_url,
-        proxy=None if proxy is None else proxy.get_secret_value(),
-        ca_bundle=None if ca_bundle is None else str(pipeline.file.absolute().parent / ca_bundle),
+    return (
+        None if proxy is None else proxy.get_secret_value(),
+        None if ca_bundle is None else str(pipeline.file.absolute().parent / ca_bundle),
     )
+
+
+def bucket(pipeline: Pipeline) -> S3Bucket | None:
+    """The bucket of the claim check; None where none is configured. Raises ConfigError or OperatorError."""
+    destination = pipeline.destination()
+    settings = destination.kinesis or destination.dynamodb
+    if settings is None or settings.claim_check is None:
+        return None
+    check = settings.claim_check
+    proxy, ca_bundle = _way(pipeline)
+    return S3Bucket(
+        check.bucket,
+        settings.region,
+        kms_key=check.kms_key,
+        endpoint_url=check.endpoint_url,
+        proxy=proxy,
+        ca_bundle=ca_bundle,
+    )
+
+
+def claims(pipeline: Pipeline, store: S3Bucket | None) -> Claims | None:
+    """The pipeline's part of the bucket."""
+    destination = pipeline.destination()
+    settings = destination.kinesis or destination.dynamodb
+    if store is None or settings is None or settings.claim_check is None:
+        return None
+    return Claims(store, settings.claim_check.prefix, pipeline.name)
 
 
 def control(pipeline: Pipeline, clock: Clock) -> DynamoDbControl | None:
@@ -163,6 +195,7 @@ def _kinesis(pipeline: Pipeline, clock: Clock, tables: Sequence[TableSchema]) ->
         service,
         format=settings.format,
         compression=settings.compression,
+        claims=claims(pipeline, bucket(pipeline)),
     )
 
 
@@ -183,6 +216,7 @@ def dynamodb_sink(pipeline: Pipeline, clock: Clock, tables: Sequence[TableSchema
         nulls=settings.nulls,
         deletes=settings.deletes,
         create_tables=settings.create_tables,
+        claims=claims(pipeline, bucket(pipeline)),
     )
 
 
@@ -319,11 +353,14 @@ def subscriber(pipeline: Pipeline, stop: threading.Event) -> Iterator[Subscriber
         repairs = control(pipeline, clock)
         if repairs is not None:
             closing_up.callback(repairs.close)
+        large = claims(pipeline, bucket(pipeline))
+        if large is not None:
+            closing_up.callback(large.close)
         to.check()
         yield Subscriber(
             settings.stream,
             stream=KinesisStream(service, settings.stream),
-            applier=Applier(pipeline.name, to, clock),
+            applier=Applier(pipeline.name, to, clock, large),
             checkpoints=PostgresShardCheckpoints(to),
             relay_repairs=lambda: relay_repairs(pipeline, to, repairs),
             clock=clock,

@@ -14,7 +14,7 @@ import orjson
 
 from upwell.app import build
 from upwell.config import Pipeline
-from upwell.envelope import unpack_record
+from upwell.envelope import ReceivedEvent, unpack_record
 from upwell.errors import ConfigError, Rejected
 from upwell.model import DeadLetter, Marker
 
@@ -132,7 +132,7 @@ def described(name: str, letter: DeadLetter) -> dict[str, Any]:
             {
                 "operation": {"u": "upsert", "d": "delete"}[item.operation],
                 "time": item.time,
-                "values": dict(zip(_names(item.operation, item.schema), item.values, strict=True)),
+                **_values(item),
             }
             for item in unpack_record(letter.payload).items
             if not isinstance(item, Marker)
@@ -140,8 +140,11 @@ def described(name: str, letter: DeadLetter) -> dict[str, Any]:
     return found
 
 
-def _names(operation: str, schema: Any) -> Sequence[str]:
-    return schema.key if operation == "d" else [column.name for column in schema.columns]
+def _values(event: ReceivedEvent) -> dict[str, Any]:
+    if event.claim is not None:
+        return {"claim": event.claim._asdict()}
+    names = event.schema.key if event.operation == "d" else [column.name for column in event.schema.columns]
+    return {"values": dict(zip(names, event.values, strict=True))}
 
 
 def replay(pipeline: Pipeline, names: Sequence[str]) -> list[str]:

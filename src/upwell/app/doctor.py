@@ -29,7 +29,9 @@ _INCOMPLETE_ROWS: Final = "UW-PG-047"
 
 
 def findings(pipeline: Pipeline) -> Iterator[Finding]:
-    """All of them, good and bad; never only the first. Changes nothing outside."""
+    """All of them, good and bad; never only the first. Changes nothing outside but a probe in the claim check's
+    bucket, which can be tried in no other way.
+    """
     yield Finding("pass", "UW-CL-007", f"The configuration {pipeline.file} is valid.")
     for problem in pipeline.left_out:
         sentence = f"A part was not checked here: {problem.text()}."
@@ -148,6 +150,7 @@ def _destination(pipeline: Pipeline, schemas: Sequence[TableSchema], *, sends: b
         elif schemas:
             yield from _items(pipeline, schemas)
         yield from _clock(service)
+    yield from _claim_check(pipeline, sends=sends)
 
 
 def _way(service: AwsService) -> Iterator[Finding]:
@@ -233,6 +236,31 @@ def _items(pipeline: Pipeline, schemas: Sequence[TableSchema]) -> Iterator[Findi
             yield from sink.findings(schemas)
     except UpwellError as error:
         yield Finding.of_error(error)
+
+
+def _claim_check(pipeline: Pipeline, *, sends: bool) -> Iterator[Finding]:
+    """Whether the bucket can be written and read, each where that will be needed."""
+    try:
+        bucket = build.bucket(pipeline)
+        claims = build.claims(pipeline, bucket)
+    except UpwellError as error:
+        yield Finding.of_error(error)
+        return
+    if bucket is None or claims is None:
+        return
+    with closing(claims):
+        route, probe = bucket.route, claims.probe()
+        way = Finding.of_check("UW-CL-010", f"{route.host}:{route.port} can be reached.", lambda: route.open().close())
+        yield way
+        if way.level == "fail":
+            return
+        if sends:
+            good = f"Rows that are too large can be put into the bucket {bucket.bucket}."
+            yield Finding.of_check("UW-CC-005", good, lambda: claims.put(probe))
+        if pipeline.config.subscriber is not None:
+            good = f"Rows that are too large can be fetched from the bucket {bucket.bucket}."
+            # Where only the subscriber runs, the probe need not be there: that it is not there can be read too.
+            yield Finding.of_check("UW-CC-005", good, lambda: bucket.get(probe.claim.object))
 
 
 def _clock(service: AwsService) -> Iterator[Finding]:

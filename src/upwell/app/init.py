@@ -9,6 +9,7 @@ from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from upwell.app import build
+from upwell.app.logs import visible
 from upwell.config import identifier
 from upwell.errors import ConfigError
 from upwell.model import Inspected, TableName
@@ -135,12 +136,12 @@ def _table_lines(tables: Sequence[Inspected]) -> Iterator[str]:
         yield f"  {_quoted(str(table.name))}: {{}}{rows}"
     for table in tables:
         if table.schema is None:
-            yield f"  # left out: {' '.join(table.problem.split())}"
+            yield f"  # left out: {visible(' '.join(table.problem.split()))}"
 
 
 def _quoted(text: str) -> str:
-    """As YAML's double-quoted text."""
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    """As YAML's double-quoted text, which has the same escapes as ours for what it does not take as it is."""
+    return '"' + visible(text.replace("\\", "\\\\").replace('"', '\\"')) + '"'
 
 
 def _without_password(url: str) -> tuple[str, bool]:
@@ -183,6 +184,7 @@ def _firewall(url: str, dialect: str, towards: Destination, region: str | None) 
         yield "# The destination is standard output: no other host is needed."
         return
     yield f"{towards.kind}.{place}.amazonaws.com, 443, the destination"
+    yield f"s3.{place}.amazonaws.com, 443, rows too large for the destination (only with claim_check: BUCKET before it)"
     yield f"sts.{place}.amazonaws.com, 443, credentials of a role"
     yield f"rolesanywhere.{place}.amazonaws.com, 443, credentials by certificate (only with IAM Roles Anywhere)"
     if region is None:

@@ -217,7 +217,7 @@ class _DynamoDb:
         self._sink.learn(tables)
 
     def canonical(self, schema: TableSchema) -> Canonical:
-        return self._sink.form(schema).canonical
+        return self._sink.canonical(schema)
 
     def rows(self, schema: TableSchema) -> Iterator[list[Value]]:
         return self._sink.rows(schema)

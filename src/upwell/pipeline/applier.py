@@ -6,15 +6,17 @@ watermarks, write, note what a resync found, move the watermarks. Who feeds the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 import orjson
 
+from upwell.claims import Claims
 from upwell.clock import iso_time
-from upwell.envelope import ReceivedEvent, pack_record, unpack_record
-from upwell.errors import Rejected, UniqueConflict
+from upwell.envelope import ReceivedEvent, letter_payload, redeemed, unpack_record
+from upwell.errors import OperatorError, Rejected, UniqueConflict
 from upwell.failpoints import failpoint
 from upwell.model import (
     DELETE,
@@ -31,6 +33,8 @@ from upwell.model import (
 )
 from upwell.ports import Clock, LaneState, Request, ResyncState, Target, TargetTransaction
 
+# What the claims of one transaction's rows may come to, a single row apart.
+CLAIMED_BYTES_MAX: Final = 16 * 1024 * 1024
 # What begins the id of a request for repair; the rest is the newest epoch of which something is missing.
 HOLES_AFTER: Final = "holes-after-"
 # Among a lane's resyncs, in the place of a table: the newest that may have lost records in this lane.
@@ -98,6 +102,7 @@ class Plan:
     closed: list[Marker] = field(default_factory=list)
     tables: set[str] = field(default_factory=set)
     losses: list[tuple[int, str]] = field(default_factory=list)  # (the newest epoch that may be concerned, a sentence)
+    lost: list[ReceivedEvent] = field(default_factory=list)  # whose claimed rows can't be had
     skipped: int = 0
 
 
@@ -140,7 +145,9 @@ def _lose(result: Plan, state: LaneState, record: Record, sentence: str) -> None
 
 def _take(result: Plan, state: LaneState, event: ReceivedEvent) -> None:
     state.version = event.version
-    if not result.folds[-1].add(event):
+    if event.claim is not None:
+        result.lost.append(event)
+    elif not result.folds[-1].add(event):
         result.folds.append(_Fold())
         result.folds[-1].add(event)
     table = event.schema.table
@@ -204,27 +211,62 @@ def repaired(request: str, resyncs: Sequence[ResyncState]) -> bool:
 class Applier:
     """Applies batches of one pipeline to a target. Threads may share it, each with its own batch."""
 
-    def __init__(self, pipeline: str, target: Target, clock: Clock) -> None:
+    def __init__(self, pipeline: str, target: Target, clock: Clock, claims: Claims | None = None) -> None:
+        """`claims`: where rows wait that were too large for the stream."""
         self._pipeline = pipeline
         self._target = target
         self._clock = clock
+        self._claims = claims
+        self._large = threading.Lock()  # one batch at a time has claimed rows in memory
 
     def apply(self, data: Sequence[bytes]) -> Applied:
-        """One transaction for all of `data`, the records of a batch in order.
+        """One transaction for all of `data`, the records of a batch in order; several where claimed rows are many.
 
         Raises TransientError: nothing or, if the answer to the commit was lost, all of it happened; the same again
         is right in both cases. Raises OperatorError where a person must act.
         """
         applied = Applied()
-        records, unreadable = self._decoded(data, applied)
+        records, letters = self._decoded(data, applied)
         failpoint("subscriber.decoded")
-        if not records and not unreadable:
-            return applied
+        for part in _parts(records):
+            if any(isinstance(item, ReceivedEvent) and item.claim for record in part for item in record.items):
+                with self._large:
+                    self._transaction(*self._with_rows(part), letters, applied)
+            else:
+                self._transaction(part, {}, letters, applied)
+            letters = []
+        if letters:
+            self._transaction([], {}, letters, applied)
+        return applied
+
+    def _transaction(
+        self, records: Sequence[Record], lost: dict[str, str], letters: list[DeadLetter], applied: Applied
+    ) -> None:
         with self._target.begin() as txn:
-            self._apply(txn, records, unreadable, applied)
+            self._apply(txn, records, lost, letters, applied)
             failpoint("applier.before_commit")
         failpoint("applier.committed")
-        return applied
+
+    def _with_rows(self, records: Sequence[Record]) -> tuple[list[Record], dict[str, str]]:
+        """The records with the rows that were claimed; those that can never be had stay claims: object → why."""
+        lost: dict[str, str] = {}
+        found = [replace(record, items=[self._with_row(item, lost) for item in record.items]) for record in records]
+        return found, lost
+
+    def _with_row(self, item: ReceivedEvent | Marker, lost: dict[str, str]) -> ReceivedEvent | Marker:
+        if isinstance(item, Marker) or item.claim is None:
+            return item
+        if self._claims is None:
+            raise OperatorError(
+                "A row too large for the stream waits in S3, and the configuration does not say in which bucket.",
+                code="UW-CC-004",
+                remedy="Set destination.kinesis.claim_check here as it is set for the publisher.",
+            )
+        try:
+            return redeemed(item, self._claims.content(item.claim))
+        except Rejected as error:
+            lost[item.claim.object] = error.message
+            return item
 
     def _decoded(self, data: Sequence[bytes], applied: Applied) -> tuple[list[Record], list[DeadLetter]]:
         records: list[Record] = []
@@ -244,7 +286,12 @@ class Applier:
         return records, unreadable
 
     def _apply(
-        self, txn: TargetTransaction, records: list[Record], letters: list[DeadLetter], applied: Applied
+        self,
+        txn: TargetTransaction,
+        records: Sequence[Record],
+        lost: dict[str, str],
+        letters: list[DeadLetter],
+        applied: Applied,
     ) -> None:
         states = txn.lock_lanes(self._pipeline, sorted({record.lane for record in records}))
         failpoint("applier.locked")
@@ -257,6 +304,7 @@ class Applier:
         for schema in sorted(work.schemas.values(), key=lambda schema: schema.table):
             txn.ensure_table(schema)  # in one order: it may lock
         self._open(txn, work, resyncs)
+        letters.extend(self._letter(event, lost[event.claim.object]) for event in work.lost if event.claim)
         for fold in work.folds:
             letters.extend(self._write(txn, fold))
         failpoint("applier.written")
@@ -302,7 +350,7 @@ class Applier:
         key = orjson.dumps(event.key)
         row = None if event.operation == DELETE else orjson.dumps(event.values)
         again = ChangeEvent(event.schema, event.operation, event.version, event.time, key, row, "update")
-        payload, _ = pack_record(self._pipeline, 0, 0, 0, None, [again])
+        payload = letter_payload(self._pipeline, again, event.claim)
         now = iso_time(self._clock.now())
         return DeadLetter(0, event.schema.table, key.decode(), event.version.hex(), reason, now, payload)
 
@@ -343,6 +391,21 @@ class Applier:
         newest, sentence = max(work.losses)
         txn.ask_repair(self._pipeline, Request(f"{HOLES_AFTER}{newest}", None, sentence))
         return sentence
+
+
+def _parts(records: Sequence[Record]) -> Iterator[list[Record]]:
+    """The records in order, cut so that the claims of a part are at most CLAIMED_BYTES_MAX, a single record apart."""
+    part: list[Record] = []
+    size = 0
+    for record in records:
+        claimed = sum(item.claim.bytes for item in record.items if isinstance(item, ReceivedEvent) and item.claim)
+        if part and claimed and size + claimed > CLAIMED_BYTES_MAX:
+            yield part
+            part, size = [], 0
+        part.append(record)
+        size += claimed
+    if part:
+        yield part
 
 
 def _sort_key(event: ReceivedEvent) -> list[tuple[str, str]]:

@@ -29,6 +29,9 @@ LANE_REST_S = 0.02
 LANE_REST_BYTES_MAX = 64 * 1024
 # How much of a lane's queue is offered to the sink to pack at a time.
 PACK_ITEMS_MAX = 4096
+# How many parcels may be on a detour at a time: the senders left over serve the other lanes, also where the other
+# service hangs.
+DETOURS_MAX = 2
 # What an event weighs in memory beyond its bytes: measured, CPython 3.11.
 EVENT_OVERHEAD_BYTES = 300
 # What a window weighs beyond its events, with its mark: likewise.
@@ -54,6 +57,7 @@ class _Lane(Generic[Mark]):
     segments: deque[tuple[_Pending[Mark], int]] = field(default_factory=deque)  # whose items the queue holds, in order
     parcel: Parcel | None = None
     in_flight: bool = False
+    on_detour: bool = False
     ready_at: float = 0.0
     failures: int = 0
 
@@ -83,6 +87,7 @@ class Delivery(Generic[Mark]):
         self._service_failures = 0
         self._service_ready_at = 0.0
         self._start = 0  # the lane that is looked at first: every lane gets its turn
+        self._detours = 0  # in flight
         self._failure: UpwellError | None = None
         self.last_error: TransientError | None = None
         self.changed = threading.Condition()
@@ -121,14 +126,16 @@ class Delivery(Generic[Mark]):
         with self.changed:
             if now < self._service_ready_at or self._failure is not None:
                 return []
-            taken: list[Parcel] = []
+            taken: list[Parcel] = self._take_detour(now)
             size = 0
             count = len(self._lanes)
-            for offset in range(count):
+            for offset in range(0 if taken else count):
                 lane = self._lanes[(self._start + offset) % count]
                 if lane.in_flight or not (lane.parcel or lane.queue) or not self._rested(lane, now):
                     continue
                 parcel = lane.parcel or self._pack(lane)
+                if parcel.detour:
+                    continue
                 if taken and size + parcel.size > self._sink.call_bytes_max:
                     break
                 lane.in_flight = True
@@ -137,9 +144,25 @@ class Delivery(Generic[Mark]):
                 if len(taken) == self._sink.parcels_max:
                     break
             self._start = (self._start + max(1, len(taken))) % count
+            taken = taken or self._take_detour(now)  # one that was packed just now
         if taken:
             failpoint("delivery.packed")
         return taken
+
+    def _take_detour(self, now: float) -> list[Parcel]:
+        """A parcel that goes to another service first, which may be slow or away: nothing else waits for it."""
+        if self._detours < DETOURS_MAX:
+            for lane in self._lanes[self._start :] + self._lanes[: self._start]:
+                if lane.parcel and lane.parcel.detour and not lane.in_flight and now >= lane.ready_at:
+                    lane.in_flight = lane.on_detour = True
+                    self._detours += 1
+                    return [lane.parcel]
+        return []
+
+    def _arrived(self, lane: _Lane[Mark]) -> None:
+        """Its parcel is no longer in flight."""
+        self._detours -= lane.on_detour
+        lane.in_flight = lane.on_detour = False
 
     def _rested(self, lane: _Lane[Mark], now: float) -> bool:
         if now >= lane.ready_at:
@@ -162,11 +185,12 @@ class Delivery(Generic[Mark]):
     def settle(self, parcels: Sequence[Parcel], answers: Sequence[TransientError | None], now: float) -> None:
         """The sink answered for each parcel."""
         with self.changed:
-            self._service_failures = 0
-            self._service_ready_at = 0.0
+            if not all(parcel.detour for parcel in parcels):  # which came no farther than the other service
+                self._service_failures = 0
+                self._service_ready_at = 0.0
             for parcel, error in zip(parcels, answers, strict=True):
                 lane = self._lanes[parcel.lane]
-                lane.in_flight = False
+                self._arrived(lane)
                 if error is None:
                     self._acknowledge(lane, parcel, now)
                 else:
@@ -182,7 +206,7 @@ class Delivery(Generic[Mark]):
         """The whole call failed; whether its parcels arrived is unknown. Not transient: nothing more is sent."""
         with self.changed:
             for parcel in parcels:
-                self._lanes[parcel.lane].in_flight = False
+                self._arrived(self._lanes[parcel.lane])
             if isinstance(error, TransientError):
                 self.last_error = error
                 self._service_ready_at = now + self._backoff(self._service_failures, BACKOFF_SERVICE_MAX_S)
@@ -255,9 +279,12 @@ class Delivery(Generic[Mark]):
             times = [
                 now if lane.parcel is None and lane.queue_bytes >= LANE_REST_BYTES_MAX else lane.ready_at
                 for lane in self._lanes
-                if not lane.in_flight and (lane.parcel or lane.queue)
+                if not lane.in_flight and (lane.parcel or lane.queue) and not self._waits_for_detours(lane)
             ]
             return max(min(times), self._service_ready_at) if times else None
+
+    def _waits_for_detours(self, lane: _Lane[Mark]) -> bool:
+        return self._detours >= DETOURS_MAX and lane.parcel is not None and lane.parcel.detour
 
 
 def _weight(item: LaneItem) -> int:

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Literal
 
 from upwell.clock import iso_time
-from upwell.envelope import pack_record
+from upwell.envelope import letter_payload
 from upwell.errors import OperatorError, PositionLost, TransientError
 from upwell.failpoints import failpoint
 from upwell.lanes import DEFAULT_LANES
@@ -42,6 +42,7 @@ from upwell.pipeline.progress import Progress, advanced, begun, initial_tables, 
 from upwell.pipeline.snapshot import DeliveredKeys, rows_to_send
 from upwell.ports import Clock, ControlChannel, Request, Sink, Source, StateStore
 
+RENEW_EVERY_S = 1.0
 REQUESTS_EVERY_S = 1.0
 REPAIRS_EVERY_S = 10.0
 SWEEP_AGAIN_S = 5.0
@@ -112,6 +113,7 @@ class Publisher:
         self._asked: list[tuple[Request, bool]] = []  # requests that the next resync answers; True: by a subscriber
         self._sweeping: tuple[str, TableProgress, Future[int]] | None = None
         self._repairs: Future[Sequence[Request]] | None = None
+        self._renew_at = 0.0
         self._requests_at = self._repairs_at = self._sweep_at = self._checkpoint_at = 0.0
         self.caught_up = False  # the source had nothing more and all of it is in the checkpoint
         self.last_gap = ""
@@ -146,6 +148,10 @@ class Publisher:
         """Save what was acknowledged and let go of the lease."""
         self._collect()
         self._save_acknowledged()
+        self._state.release()
+
+    def stand_by(self) -> None:
+        """Another publisher has taken over: save nothing more."""
         self._state.release()
 
     def _adopt(self, schemas: Iterable[TableSchema]) -> None:
@@ -233,6 +239,7 @@ class Publisher:
 
     def step(self) -> bool:
         """One bounded piece of work. False: there is nothing to do until something under way is acknowledged."""
+        self._renew()
         self._collect()
         self._take_requests()
         self._sweep()
@@ -263,6 +270,13 @@ class Publisher:
         self._snapshot()
         self.caught_up = not window.more and self.delivery.idle and self._unsaved is None and not self._busy_tables()
         return True
+
+    def _renew(self) -> None:
+        """One that was stopped for a while, and has a successor, learns it before it does anything else."""
+        now = self._clock.monotonic()
+        if now >= self._renew_at:
+            self._state.renew(self._lease)
+            self._renew_at = now + RENEW_EVERY_S
 
     def _between_transactions(self) -> bool:
         """Nothing of a transaction has been offered whose rest is still to come, be it read again from its start."""
@@ -524,8 +538,8 @@ class Publisher:
 
 
 def dead_letter(pipeline: str, rejection: Rejection, now: str) -> DeadLetter:
-    """A refused event as it is kept: with itself as a packed record of its own, where it could be encoded."""
+    """A refused event as it is kept."""
     event = rejection.event
-    payload = b"" if event is None else pack_record(pipeline, 0, 0, 0, None, [event])[0]
+    payload = b"" if event is None else letter_payload(pipeline, event)
     version = "" if event is None else event.version.hex()
     return DeadLetter(0, rejection.table, rejection.key, version, rejection.reason, now, payload)

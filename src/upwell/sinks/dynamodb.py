@@ -9,26 +9,34 @@ from __future__ import annotations
 
 import binascii
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 import orjson
 
 from upwell.aws import JsonService
 from upwell.aws_errors import ResourceMissing, ServiceRefusal
+from upwell.claims import Claims, Upload
 from upwell.dynamodb_tables import ensure_table, no_such_table, table_findings
 from upwell.errors import ConfigError, OperatorError, Rejected, TransientError, UpwellError
 from upwell.items import (
+    CLAIM,
     DELETED,
+    ITEM_BYTES_MAX,
     SOURCE_TABLE,
     TTL,
     VERSION,
     Item,
     ItemForm,
+    ItemTooLarge,
     KeyTemplates,
     Nulls,
     check_size,
+    claim_of,
+    claimed_content,
+    claimed_item,
     table_names,
+    whole_item,
 )
 from upwell.model import DELETE, ChangeEvent, Finding, LaneItem, Rejection, TableSchema, Value, Version
 from upwell.ports import Clock, Parcel
@@ -52,6 +60,8 @@ class _Write(NamedTuple):
     action: str
     body: bytes
     events: tuple[ChangeEvent, ...]
+    upload: Upload | None = None  # what must be in S3 first
+    if_claimed: bytes | None = None  # the body for an item of which a part is in S3; the other one leaves that alone
 
 
 class _Change:
@@ -86,8 +96,11 @@ class DynamoDbSink:
         nulls: Nulls = "absent",
         deletes: Deletes = "tombstone",
         create_tables: bool = True,
+        claims: Claims | None = None,
     ) -> None:
-        """`templates`: source table → how it lies in a table of single-table design; others get tables of their own."""
+        """`templates`: source table → how it lies in a table of single-table design; others get tables of their own.
+        `claims`: by which way rows go that are too large for an item; without it they are rejected.
+        """
         self._service = service
         self._clock = clock
         self._prefix = table_prefix
@@ -95,6 +108,7 @@ class DynamoDbSink:
         self._nulls: Nulls = nulls
         self._deletes: Deletes = deletes
         self._create_tables = create_tables
+        self._claims = claims
         self._schemas: dict[str, TableSchema] = {}  # source table → the newest whole schema
         self._names: dict[str, str] = {}  # source table → DynamoDB table
         self._ready: set[str] = set()  # DynamoDB tables
@@ -202,8 +216,15 @@ class DynamoDbSink:
                 parcel.rejected.append(_rejection(item, error.message))
             else:
                 parcel.size += 300 + len(item.row or item.key)
-        if changes:
-            parcel.body = [self._write(change) for change in changes.values()]
+        body: list[_Write] = []
+        for change in changes.values():
+            try:
+                body.append(self._write(change))
+            except Rejected as error:
+                parcel.rejected.extend(_rejection(event, error.message) for event in change.events)
+        if body:
+            parcel.body = body
+            parcel.detour = any(write.upload for write in body)
         return parcel
 
     def _fold(self, before: _Change | None, event: ChangeEvent) -> _Change:
@@ -212,9 +233,12 @@ class DynamoDbSink:
         if event.operation == DELETE:
             return _Change("delete", form, (event,), form.key(values))
         if not event.schema.partial:
-            return _Change("put", form, (event,), form.item(values, len(event.row or b"")))
+            # With a claim check no row is too large here: its size counts when it is written.
+            return _Change("put", form, (event,), form.item(values, 0 if self._claims else len(event.row or b"")))
         sets, removes = form.changes(values)
         if before is None:
+            if form.may_be_large(len(event.row or b"")):
+                _check_part(sets)
             change = _Change("change", form, (event,), sets)
             change.removes.update(removes)
             return change
@@ -224,7 +248,9 @@ class DynamoDbSink:
         merged.removes = (before.removes - sets.keys()) | set(removes)
         for name in removes:
             merged.item.pop(name, None)
-        if merged.kind == "put":
+        if merged.kind == "change":
+            _check_part(merged.item)
+        elif self._claims is None:
             check_size(merged.item)
         return merged
 
@@ -232,33 +258,71 @@ class DynamoDbSink:
         event, form = change.events[-1], change.form
         version = binascii.b2a_base64(event.version, newline=False)
         if change.kind == "change":
-            return _Write("UpdateItem", self._update(change, version.decode()), change.events)
+            return self._update(change, version.decode())
         start = self._prepared(form.schema)[1]
         if change.kind == "delete" and self._deletes == "remove":
             return _Write(
                 "DeleteItem", start + version + b'"}},"Key":' + orjson.dumps(change.item) + b"}", change.events
             )
-        item = change.item
+        item, upload = change.item, None
+        if change.kind == "put" and self._claims is not None:
+            item, upload = self._fitting(change)
         if change.kind == "delete":
             item[DELETED] = {"BOOL": True}
             item[TTL] = {"N": str(int(self._clock.now()) + TOMBSTONE_S)}
         item[VERSION] = {"B": version.decode()}
         if form.shared:
             item[SOURCE_TABLE] = {"S": event.schema.table}
-        return _Write("PutItem", start + version + b'"}},"Item":' + orjson.dumps(item) + b"}", change.events)
+        return _Write("PutItem", start + version + b'"}},"Item":' + orjson.dumps(item) + b"}", change.events, upload)
 
-    def _update(self, change: _Change, version: str) -> bytes:
-        """An UpdateItem that changes some attributes of an item that is there and no tombstone."""
+    def _fitting(self, change: _Change) -> tuple[Item, Upload | None]:
+        """The item, or what stands for one that is too large and goes to S3. Raises Rejected."""
+        assert self._claims is not None
+        if change.form.may_be_large(sum(len(event.row or b"") for event in change.events)):
+            try:
+                check_size(change.item)
+            except ItemTooLarge as error:
+                try:
+                    upload = self._claims.upload(change.events[-1], claimed_content(change.item))
+                except Rejected as why:
+                    raise Rejected(f"{error.message}, and {why.message}") from error
+                key = {attribute.name: change.item[attribute.name] for attribute in change.form.key_attributes}
+                return claimed_item(key, upload.claim), upload
+        return change.item, None
+
+    def _update(self, change: _Change, version: str) -> _Write:
+        """An UpdateItem that changes some attributes of an item that is there and no tombstone.
+
+        Of an item that is partly in S3 an attribute that is missing would mean: as it is there. So a NULL is written.
+        """
+        removes = sorted(change.removes)
+        if not removes or self._claims is None:
+            return _Write("UpdateItem", self._update_body(change, version, change.item, removes, ""), change.events)
+        return _Write(
+            "UpdateItem",
+            self._update_body(change, version, change.item, removes, " AND attribute_not_exists(#c)"),
+            change.events,
+            if_claimed=self._update_body(
+                change,
+                version,
+                change.item | {name: {"NULL": True} for name in removes},
+                [],
+                " AND attribute_exists(#c)",
+            ),
+        )
+
+    def _update_body(
+        self, change: _Change, version: str, attributes: Item, removes: Sequence[str], condition: str
+    ) -> bytes:
         form, event = change.form, change.events[-1]
         row = event.values()
-        names = {"#v": VERSION, "#d": DELETED}
+        names = {"#v": VERSION, "#d": DELETED, **({"#c": CLAIM} if condition else {})}
         values: dict[str, Any] = {":v": {"B": version}}
         sets = ["#v = :v"]
-        for number, (name, attribute) in enumerate(change.item.items()):
+        for number, (name, attribute) in enumerate(attributes.items()):
             names[f"#s{number}"] = name
             values[f":s{number}"] = attribute
             sets.append(f"#s{number} = :s{number}")
-        removes = sorted(change.removes)
         names |= {f"#r{number}": name for number, name in enumerate(removes)}
         expression = "SET " + ", ".join(sets)
         if removes:
@@ -268,7 +332,7 @@ class DynamoDbSink:
                 "TableName": form.table,
                 "Key": form.key([row[index] for index in event.schema.key_indexes]),
                 "UpdateExpression": expression,
-                "ConditionExpression": "attribute_exists(#v) AND #v <= :v AND attribute_not_exists(#d)",
+                "ConditionExpression": f"attribute_exists(#v) AND #v <= :v AND attribute_not_exists(#d){condition}",
                 "ExpressionAttributeNames": names,
                 "ExpressionAttributeValues": values,
             }
@@ -276,30 +340,62 @@ class DynamoDbSink:
 
     def send(self, parcels: Sequence[Parcel]) -> Sequence[TransientError | None]:
         """See ports.Sink. A parcel's body shrinks to the writes that were not acknowledged."""
-        by_action: defaultdict[str, list[tuple[int, _Write]]] = defaultdict(list)
-        for number, parcel in enumerate(parcels):
-            for write in parcel.body or ():
-                by_action[write.action].append((number, write))
         remaining: list[list[_Write]] = [[] for _ in parcels]
         errors: list[TransientError | None] = [None] * len(parcels)
+        failures: list[TransientError] = []
         acknowledged = 0
-        for action, writes in by_action.items():
-            answers = self._service.call_many(action, [write.body for _, write in writes])
-            for (number, write), answer in zip(writes, answers, strict=True):
+        waiting = [(number, write) for number, parcel in enumerate(parcels) for write in parcel.body or ()]
+        while waiting:
+            again: list[tuple[int, _Write]] = []
+            for number, write, answer in self._answers(waiting):
+                if write.if_claimed is not None and isinstance(answer, ServiceRefusal) and answer.reason == _STALE:
+                    again.append((number, write._replace(body=write.if_claimed, if_claimed=None)))
+                    continue
                 error = self._outcome(parcels[number], write, answer)
                 if error is None:
                     acknowledged += 1
                     continue
                 remaining[number].append(write)
+                if write.upload is None:
+                    failures.append(error)
                 if errors[number] is None or error.throttled:
                     errors[number] = error
+            waiting = again
         for parcel, left in zip(parcels, remaining, strict=True):
             if parcel.body is not None:
                 parcel.body = left
-        failure = next((error for error in errors if error is not None), None)
-        if failure is not None and not acknowledged and not failure.throttled:
-            raise failure  # nothing got through: it is the service or the way to it, not a lane
+                parcel.detour = any(write.upload for write in left)
+        if failures and not acknowledged and not any(failure.throttled for failure in failures):
+            raise failures[0]  # nothing got through: it is the service or the way to it, not a lane
         return errors
+
+    def _answers(
+        self, waiting: Sequence[tuple[int, _Write]]
+    ) -> Iterator[tuple[int, _Write, dict[str, Any] | UpwellError]]:
+        """Each write's answer. What is to be in S3 first goes there when the others have been written."""
+        by_action: defaultdict[str, list[tuple[int, _Write]]] = defaultdict(list)
+        for number, write in waiting:
+            if write.upload is None:
+                by_action[write.action].append((number, write))
+        yield from self._called(by_action)
+        claimed: list[tuple[int, _Write]] = []
+        for number, write in waiting:
+            if write.upload is not None:
+                assert self._claims is not None, "it made the claim"
+                try:
+                    self._claims.put(write.upload)
+                except TransientError as error:
+                    yield number, write, error
+                else:
+                    claimed.append((number, write._replace(upload=None)))
+        yield from self._called({"PutItem": claimed})
+
+    def _called(
+        self, by_action: Mapping[str, Sequence[tuple[int, _Write]]]
+    ) -> Iterator[tuple[int, _Write, dict[str, Any] | UpwellError]]:
+        for action, writes in by_action.items():
+            answers = self._service.call_many(action, [write.body for _, write in writes])
+            yield from ((number, write, answer) for (number, write), answer in zip(writes, answers, strict=True))
 
     def _outcome(self, parcel: Parcel, write: _Write, answer: dict[str, Any] | UpwellError) -> TransientError | None:
         if not isinstance(answer, UpwellError):
@@ -390,11 +486,44 @@ class DynamoDbSink:
         form, _ = self._prepared(schema)
         for page, _ in self._scan(form, None, None):
             for item in page:
-                yield form.values(item)
+                yield form.values(self._whole(item))
+
+    def _whole(self, item: Item) -> Item:
+        """With what of it is in S3. What can't be had is missing: a resync brings it."""
+        try:
+            claim = claim_of(item)
+            if claim is None or self._claims is None:
+                return item
+            return whole_item(item, self._claims.content(claim))
+        except Rejected:
+            return item
+
+    def canonical(self, schema: TableSchema) -> Callable[[list[Value]], list[Value]]:
+        """A row's values as `rows` gives them; the function raises Rejected for rows that can't be stored here."""
+        form = self.form(schema)
+
+        def canonical(values: list[Value]) -> list[Value]:
+            if self._claims is None:
+                form.item(values, ITEM_BYTES_MAX)
+            return form.canonical(values)
+
+        return canonical
 
     def close(self) -> None:
         """Free connections; never raises."""
         self._service.close()
+        if self._claims is not None:
+            self._claims.close()
+
+
+def _check_part(sets: Item) -> None:
+    """Of a row that came without its other large values. Raises Rejected."""
+    try:
+        check_size(sets)
+    except ItemTooLarge as error:
+        raise Rejected(
+            f"{error.message}; only rows that come whole go by way of the claim check: REPLICA IDENTITY FULL"
+        ) from error
 
 
 class _Skip(Exception):

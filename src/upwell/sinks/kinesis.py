@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import binascii
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import orjson
 
 from upwell.aws import JsonService
 from upwell.aws_errors import ResourceMissing, ServiceRefusal, no_such_stream, passes_by_itself, throttles
-from upwell.envelope import Compression, cloud_event, pack_record
-from upwell.errors import OperatorError, TransientError, UpwellError
+from upwell.claims import Claims, Upload
+from upwell.envelope import Compression, cloud_event, cloud_row, pack_claimed, pack_record, row_content
+from upwell.errors import OperatorError, Rejected, TransientError, UpwellError
 from upwell.lanes import explicit_hash_key, partition_key
 from upwell.model import ChangeEvent, LaneItem, Marker, Rejection, TableSchema, Version
 from upwell.ports import Parcel
@@ -24,6 +25,13 @@ CALL_BYTES_MAX: Final = 5 * 1024 * 1024  # data and partition keys; AWS takes 10
 RECORD_BYTES_MAX: Final = 1024 * 1024  # data and partition key
 
 Format = Literal["packed", "cloudevents"]
+
+
+class _Claimed(NamedTuple):
+    """A parcel's body whose row must be in S3 before its record may be sent."""
+
+    upload: Upload
+    record: bytes  # in the form of any other body
 
 
 class KinesisSink:
@@ -42,12 +50,15 @@ class KinesisSink:
         *,
         format: Format = "packed",  # noqa: A002 - the configuration's word
         compression: Compression = "none",
+        claims: Claims | None = None,
     ) -> None:
+        """`claims`: by which way rows go that are too large for a record; without it they are rejected."""
         self._pipeline = pipeline
         self._stream = stream
         self._service = service
         self._format = format
         self._compression: Compression = compression
+        self._claims = claims
         self._prefix = b'{"StreamName":%b,"Records":[' % orjson.dumps(stream)
         self._suffixes = [
             f'","PartitionKey":"{partition_key(lane)}","ExplicitHashKey":"{explicit_hash_key(lane, lanes)}"}}'.encode()
@@ -57,10 +68,9 @@ class KinesisSink:
 
     def pack(self, lane: int, term: int, seq: int, after: tuple[int, int] | None, items: Sequence[LaneItem]) -> Parcel:
         """See ports.Sink. A packed parcel is one record, of up to 256 KiB; a cloudevents parcel is one event."""
-        key_bytes = len(partition_key(lane))
         rejected: list[Rejection] = []
         taken = 0
-        data: bytes | None = None
+        data: bytes | None
         while taken < len(items):
             if self._format == "packed":
                 data, count = pack_record(
@@ -71,21 +81,52 @@ class KinesisSink:
             taken += count
             if data is None:  # a marker, which other readers have no use for
                 continue
-            if len(data) + key_bytes <= RECORD_BYTES_MAX:
-                break
-            rejected.append(_too_large(items[taken - 1], len(data) + key_bytes))
-            data = None
-        parcel = Parcel(lane, term, seq, after, taken, rejected=rejected)
-        if data is not None:
-            parcel.body = b'{"Data":"' + binascii.b2a_base64(data, newline=False) + self._suffixes[lane]
-            parcel.size = len(data) + key_bytes
-        return parcel
+            if _fits(data, lane):
+                size = len(data) + len(partition_key(lane))
+                return Parcel(lane, term, seq, after, taken, self._body(lane, data), size, rejected)
+            event = items[taken - 1]
+            assert isinstance(event, ChangeEvent), "a marker is never large"
+            claimed = self._claimed(lane, term, seq, after, event, len(data) + len(partition_key(lane)))
+            if isinstance(claimed, _Claimed):
+                return Parcel(lane, term, seq, after, taken, claimed, len(claimed.record), rejected, detour=True)
+            rejected.append(Rejection(event.schema.table, event.key.decode(), claimed, event))
+        return Parcel(lane, term, seq, after, taken, rejected=rejected)
+
+    def _body(self, lane: int, data: bytes) -> bytes:
+        return b'{"Data":"' + binascii.b2a_base64(data, newline=False) + self._suffixes[lane]
+
+    def _claimed(
+        self, lane: int, term: int, seq: int, after: tuple[int, int] | None, event: ChangeEvent, size: int
+    ) -> _Claimed | str:
+        """The large event's record without its row, and the row; or why it can never go."""
+        reason = f"its record would have {size:,} bytes; a Kinesis record holds at most {RECORD_BYTES_MAX:,}"
+        if event.row is None:
+            return f"{reason}; a key can't go by way of the claim check"
+        if self._claims is None:
+            return f"{reason}; with destination.kinesis.claim_check it would go by way of S3"
+        try:
+            if self._format == "packed":
+                upload = self._claims.upload(event, row_content(event, self._compression))
+                record = pack_claimed(self._pipeline, lane, term, seq, after, event, upload.claim)
+            else:
+                upload = self._claims.upload(event, cloud_row(event))
+                record = cloud_event(self._pipeline, event, upload.claim)
+        except Rejected as error:
+            return f"{reason}, and {error.message}"
+        if not _fits(record, lane):
+            return f"{reason}; a key can't go by way of the claim check"
+        return _Claimed(upload, self._body(lane, record))
 
     def _one_event(self, item: LaneItem) -> tuple[bytes | None, int]:
         return (None if isinstance(item, Marker) else cloud_event(self._pipeline, item)), 1
 
     def send(self, parcels: Sequence[Parcel]) -> Sequence[TransientError | None]:
         """See ports.Sink. One PutRecords; the service takes or refuses each record by itself."""
+        waiting = {parcel.lane: error for parcel in parcels if (error := self._uploaded(parcel)) is not None}
+        if waiting:
+            rest = [parcel for parcel in parcels if parcel.lane not in waiting]
+            answers = dict(zip((parcel.lane for parcel in rest), self.send(rest), strict=True))
+            return [waiting.get(parcel.lane) or answers[parcel.lane] for parcel in parcels]
         bodies = [parcel.body for parcel in parcels if parcel.body is not None]
         if not bodies:
             return [None] * len(parcels)
@@ -97,6 +138,18 @@ class KinesisSink:
             return [None] * len(parcels)
         results = iter(answer["Records"])
         return [None if parcel.body is None else self._outcome(next(results)) for parcel in parcels]
+
+    def _uploaded(self, parcel: Parcel) -> TransientError | None:
+        """The row of a claimed event is in S3, and its parcel is like any other; or why it is not yet."""
+        if not isinstance(parcel.body, _Claimed):
+            return None
+        assert self._claims is not None, "it made the claim"
+        try:
+            self._claims.put(parcel.body.upload)
+        except TransientError as error:
+            return error
+        parcel.body, parcel.detour = parcel.body.record, False
+        return None
 
     def _outcome(self, result: Mapping[str, Any]) -> TransientError | None:
         reason = result.get("ErrorCode")
@@ -136,6 +189,8 @@ class KinesisSink:
     def close(self) -> None:
         """Free connections; never raises."""
         self._service.close()
+        if self._claims is not None:
+            self._claims.close()
 
 
 def stream_status(service: JsonService, stream: str) -> str:
@@ -170,11 +225,5 @@ def explained(error: UpwellError, stream: str, region: str) -> UpwellError:
     return error
 
 
-def _too_large(item: LaneItem, size: int) -> Rejection:
-    assert isinstance(item, ChangeEvent), "a marker is never large"
-    return Rejection(
-        table=item.schema.table,
-        key=item.key.decode(),
-        reason=f"its record would have {size:,} bytes; a Kinesis record holds at most {RECORD_BYTES_MAX:,}",
-        event=item,
-    )
+def _fits(data: bytes, lane: int) -> bool:
+    return len(data) + len(partition_key(lane)) <= RECORD_BYTES_MAX
