@@ -5,6 +5,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from lab.parts import PostgresCluster, PostgresServer
 from tests.integration.postgres_shop import EPOCH, Shop, open_shop
 from upwell.clock import SystemClock
-from upwell.errors import OperatorError, PositionLost, TransientError
+from upwell.errors import LeaseLost, OperatorError, PositionLost, TransientError
 from upwell.model import ChangeEvent, Position
 from upwell.sources.postgres import PostgresSource
 
@@ -137,6 +138,43 @@ def test_a_slot_in_use_is_waited_for(shop: Shop) -> None:
     until(lambda: shop.value(f"SELECT NOT active FROM pg_replication_slots WHERE slot_name = '{shop.slot}'"))
     assert second.start(shop.position, EPOCH)[0] == shop.position
     second.close()
+
+
+def test_who_was_stopped_and_has_a_successor_ends(shop: Shop) -> None:
+    """Whether the other one still reads the slot, or has read from it and gone."""
+    shop.start()
+    shop.execute("INSERT INTO t VALUES (1)")
+    shop.read()
+    shop.end_sessions()
+    until(lambda: shop.value(f"SELECT NOT active FROM pg_replication_slots WHERE slot_name = '{shop.slot}'"))
+    second = PostgresSource(shop.url, tables=shop.select(), slot=shop.slot, publication="upwell", clock=SystemClock())
+    position, _ = second.start(shop.position, EPOCH)
+    assert_taken_over(shop, "process [0-9]+ reads it")
+    shop.execute("INSERT INTO t VALUES (2)")
+    events = 0
+    while not events:
+        window = second.changes(position, 10, 1.0)
+        position, events = window.position, events + len(window.events)
+    second.confirm(position)
+    second.close()
+    until(lambda: shop.value(f"SELECT NOT active FROM pg_replication_slots WHERE slot_name = '{shop.slot}'"))
+    assert_taken_over(shop, "read up to")
+    shop.source.close()
+    assert_lost(shop.source, shop.position, "somebody else read")  # started anew, it can't know
+
+
+def assert_taken_over(shop: Shop, how: str) -> None:
+    works: list[Callable[[], object]] = [
+        lambda: shop.source.changes(shop.position, 10, 0.0),
+        lambda: shop.source.start(shop.position, EPOCH + 1),
+        lambda: shop.source.start(None, EPOCH + 1),
+    ]
+    with suppress(TransientError, LeaseLost):
+        works[0]()  # it learns that its connection is gone
+    for work in works:
+        with pytest.raises(LeaseLost, match=how) as lost:
+            work()
+        assert lost.value.code == "UW-PG-016"
 
 
 def test_somebody_elses_slot_is_left_alone(shop: Shop) -> None:

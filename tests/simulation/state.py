@@ -32,6 +32,9 @@ class SimState:
         self.term += 1
         return Lease(self.term, f"publisher {self.term}")
 
+    def renew(self, lease: Lease) -> None:
+        """The world's publishers learn as late as can be that they have a successor: by what they save."""
+
     def load(self) -> Checkpoint | None:
         return self.checkpoint
 

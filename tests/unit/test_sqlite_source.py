@@ -12,7 +12,7 @@ import pytest
 
 from tests.contract.source_contract import EPOCH, Replica
 from upwell.clock import SystemClock
-from upwell.errors import OperatorError, PositionLost, TransientError
+from upwell.errors import LeaseLost, OperatorError, PositionLost, TransientError
 from upwell.model import Position, TableName, TableSelection, Window
 from upwell.sources import sqlite, sqlite_reading
 from upwell.sources.sqlite import SqliteSource
@@ -138,16 +138,62 @@ def test_triggers_lost_while_stopped_lose_their_table_only(shop: Shop) -> None:
     shop.run("CREATE TABLE other (id INTEGER PRIMARY KEY)")
     position = shop.reader().position
     shop.run("DROP TABLE item", "CREATE TABLE item (id INTEGER PRIMARY KEY, name TEXT, qty INT)")
-    source = shop.source()
-    error = lost(lambda: source.start(position, EPOCH))
-    assert error.tables == ["main.item"]
-    # Killed before that was saved: it is told again, though the triggers are in place meanwhile.
     assert lost(lambda: shop.source().start(position, EPOCH)).tables == ["main.item"]
+    # Killed before that was saved: it is told again, though the triggers are in place meanwhile.
+    source = shop.source()
+    assert lost(lambda: source.start(position, EPOCH)).tables == ["main.item"]
     replica = Replica(source, *source.start(position, EPOCH), settle_s=0.0)
     shop.run("INSERT INTO item VALUES (1, 'a', 1)", "INSERT INTO other VALUES (1)")
     replica.take_all()
     assert (replica.of("main.item"), replica.of("main.other")) == ([[1, "a", 1]], [[1]])
     shop.source().start(replica.position, EPOCH)
+
+
+def test_who_was_stopped_and_has_a_successor_ends(shop: Shop) -> None:
+    """With a copy of the state file each has a lease of its own: it is the log that tells who reads it."""
+    old = shop.reader()
+    shop.run("INSERT INTO item VALUES (1, 'a', 1)")
+    start = old.position
+    old.take_all()
+    new = shop.reader(start)
+    shop.run("INSERT INTO item VALUES (2, 'b', 2)")
+    new.take_all()
+    new.source.confirm(new.position)  # now its position would be lost too, which is not to begin an epoch
+    schema = new.source.tables()[0]
+    for work in (
+        lambda: old.source.changes(old.position, 10, 0.0),
+        lambda: old.source.chunk(schema, None, 10),
+        lambda: old.source.confirm(old.position),
+        lambda: old.source.start(old.position, EPOCH + 1),
+        lambda: old.source.start(None, EPOCH + 1),
+    ):
+        with pytest.raises(LeaseLost, match="Another publisher has taken over the change log") as caught:
+            work()
+        assert caught.value.code == "UW-SL-018"
+    shop.run("INSERT INTO item VALUES (3, 'c', 3)")
+    new.take_all()
+    assert new.of("main.item") == [[1, "a", 1], [2, "b", 2], [3, "c", 3]]
+
+
+def test_a_database_that_is_replaced_while_running_has_no_other_reader(shop: Shop, tmp_path: Path) -> None:
+    """Neither an older copy of itself, nor one of another log that somebody else reads."""
+    (tmp_path / "other").mkdir()
+    other = Shop(tmp_path / "other")
+    other.run("CREATE TABLE item (id INTEGER PRIMARY KEY, name TEXT, qty INT)")
+    before = tmp_path / "before.db"
+    track(shop.path, ALL)
+    shutil.copy(shop.path, before)
+    replica = shop.reader()
+    shop.run("INSERT INTO item VALUES (1, 'a', 1)")
+    replica.take_all()
+    other.reader()
+    shop.writer.close()
+    for replacement in (before, Path(other.path)):
+        shutil.copy(replacement, tmp_path / "new.db")
+        (tmp_path / "new.db").replace(shop.path)
+        lost(lambda: replica.source.changes(replica.position, 10, 0.0))
+        replica.position, replica.commit = replica.source.start(None, EPOCH + 1)
+    other.close()
 
 
 def test_a_table_rebuilt_while_running_is_resynced(shop: Shop) -> None:

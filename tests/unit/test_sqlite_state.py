@@ -1,12 +1,13 @@
 """The state file: its lock, its rights, damage, a full disk, a kill in the middle of saving, other processes."""
 
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -203,5 +204,40 @@ def test_a_kill_while_saving_damages_nothing(state: SqliteState, path: Path) -> 
         assert kept is not None
         assert kept.commit in (saved, saved + 1)
         assert kept.position == "x" * (kept.commit % 50_000)
-        assert kept.term == lease.term - 1
+        assert kept.term < lease.term
         state.release()
+
+
+def test_who_lost_its_lock_file_learns_that_it_has_a_successor(state: SqliteState, path: Path) -> None:
+    """As after the take-over of a publisher that hangs: a person removes its lock file."""
+    old = state.acquire(NOW)
+    state.renew(old)
+    state.put_status({"running": True, "of": "the old one"})
+    path.with_name(path.name + ".lock").unlink()
+    successor = SqliteState(str(path), "shop")
+    new = successor.acquire(NOW)
+    successor.put_status({"of": "the new one"})
+    successor.renew(new)
+    works: list[Callable[[], None]] = [
+        lambda: state.renew(old),
+        lambda: state.put_status({"of": "the old one"}),
+        lambda: state.save(Checkpoint(2, old.term), old),
+    ]
+    for work in works:
+        with pytest.raises(LeaseLost, match="has taken over the state file") as caught:
+            work()
+        assert caught.value.code == "UW-ST-002"
+    assert successor.status() == {"of": "the new one"}
+    successor.release()
+
+
+def test_a_copy_never_comes_to_the_same_term(state: SqliteState, path: Path, tmp_path: Path) -> None:
+    """Started in the same second, as after a power cut on both machines."""
+    state.acquire(NOW)
+    state.release()
+    copy = tmp_path / "copy" / path.name
+    copy.parent.mkdir()
+    shutil.copy(path, copy)
+    other = SqliteState(str(copy), "shop")
+    assert state.acquire(NOW).term != other.acquire(NOW).term
+    other.release()

@@ -51,6 +51,7 @@ def run_publisher(
     threads = DeliveryThreads(publisher.delivery, sink, clock, SENDERS)
     health = SourceHealth()
     report_at = 0.0
+    lost = False
     try:
         while not stop.is_set() and not (until is not None and publisher.reached(until)):
             _step(publisher, clock, rng, health)
@@ -58,10 +59,16 @@ def run_publisher(
             if clock.monotonic() >= report_at:
                 report_at = clock.monotonic() + REPORT_EVERY_S
                 report(health)
+    except LeaseLost:
+        lost = True
+        raise
     finally:
         threads.stop(STOP_WITHIN_S)
-        _close(publisher)
-        report(health)
+        if lost:
+            publisher.stand_by()
+        else:
+            _close(publisher)
+            report(health)
 
 
 def _step(publisher: Publisher, clock: Clock, rng: random.Random, health: SourceHealth) -> None:

@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from upwell.errors import OperatorError, PositionLost, TransientError, UpwellError
+from upwell.errors import LeaseLost, OperatorError, PositionLost, TransientError, UpwellError
 from upwell.model import Chunk, Cursor, Position, TableName, TableSchema, TableSelection, Window
 from upwell.ports import Clock
 from upwell.sources.pgoutput import Decoder, Relation, Table, Values, format_lsn
@@ -51,7 +51,8 @@ class PostgresSource:
         self._sql: psycopg.Connection[tuple[Any, ...]] | None = None
         self._catalog: Catalog | None = None
         self._stream: ReplicationConnection | None = None
-        self._last_pid = 0  # of the server's process that last read the slot for us
+        self._pid = 0  # of the server's process that last read the slot for us
+        self._reached = 0  # how far we have read since we were made or closed
         self._decoder: Decoder | None = None
         self._place: Place | None = None
         self._near_xid = 0  # tells which circle of 32-bit ids the transactions are in
@@ -196,6 +197,7 @@ class PostgresSource:
                 self._stream.feedback(self._confirmed, self._clock.now())
         self._close_stream()
         self._close_sql()
+        self._reached = 0
 
     # The log: find the place, read on.
 
@@ -221,6 +223,7 @@ class PostgresSource:
             slot = self._free_slot(sql)
             stream = self._stream = ReplicationConnection(self._url)
             server = self._server(sql, stream)
+            self._check_successor(slot, place, server)
             if place.slot != self._slot:
                 raise PositionLost(
                     f"The saved position belongs to the replication slot {place.slot}, not {self._slot}.",
@@ -230,6 +233,7 @@ class PostgresSource:
             if lost is not None:
                 raise PositionLost(f"The source can't go on from the saved position: {lost}.", code="UW-PG-020")
             stream.start(self._slot, place.lsn, self._publication)
+            self._pid, self._reached = stream.pid, max(self._reached, place.lsn)
             stream.feedback(self._confirmed, self._clock.now())
             self._fed_back_at = self._clock.monotonic()
         self._place = replace(place, timeline=server.timeline)
@@ -244,11 +248,30 @@ class PostgresSource:
         deadline = self._clock.monotonic() + RELEASE_S
         while True:
             slot = find_slot(sql, self._slot)
-            if slot is None or slot.active_pid is None or slot.active_pid != self._last_pid:
+            if slot is None or slot.active_pid is None or slot.active_pid != self._pid:
                 return slot
             if self._clock.monotonic() > deadline:
                 raise TransientError(f"The replication slot {self._slot} is not free yet.", code="UW-PG-011")
             self._clock.sleep(0.01)
+
+    def _check_successor(self, slot: Slot | None, place: Place, server: Server) -> None:
+        """Who lost the connection, and finds that the slot has been read by others since, is no longer the publisher.
+
+        At the start nobody can tell that from a state file that was restored: then it is a gap.
+        """
+        if not self._reached or slot is None or slot.invalid:
+            return
+        same_log = (server.system, server.timeline, server.database) == (place.system, place.timeline, place.database)
+        if slot.active_pid is not None:
+            what = f"the server's process {slot.active_pid} reads it"
+        elif slot.confirmed > self._reached and same_log:
+            what = f"it was read up to {format_lsn(slot.confirmed)}"
+        else:
+            return
+        raise LeaseLost(
+            f"Another publisher has taken over the replication slot {self._slot} ({what}): this one ends.",
+            code="UW-PG-016",
+        )
 
     def _server(self, sql: psycopg.Connection[tuple[Any, ...]], stream: ReplicationConnection) -> Server:
         """The server that answers now."""
@@ -314,6 +337,7 @@ class PostgresSource:
         if decoder.position != self._place.lsn:
             self._place = replace(self._place, lsn=decoder.position, next_xid=self._next_xid(decoder))
             self._position = self._place.to_position()
+            self._reached = max(self._reached, decoder.position)
         return Window(
             taken.events,
             self._position,
@@ -439,7 +463,6 @@ class PostgresSource:
     def _close_stream(self) -> None:
         stream, self._stream, self._decoder = self._stream, None, None
         if stream is not None:
-            self._last_pid = stream.pid
             stream.close()
 
     def _close_sql(self) -> None:

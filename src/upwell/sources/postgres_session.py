@@ -213,7 +213,12 @@ def meaning(sqlstate: str, text: str, url: str) -> UpwellError:
             remedy="See what is in progress: SELECT pid, xact_start, query FROM pg_stat_activity ORDER BY xact_start;",
         )
     if sqlstate == "55006":
-        return TransientError(f"The replication slot is in use by another session: {text}.", code="UW-PG-011")
+        pid = re.search(r"PID (\d+)", text)
+        return TransientError(
+            f"The replication slot is in use by another session: {text}.",
+            code="UW-PG-011",
+            remedy=f"If that is a publisher that hangs: SELECT pg_terminate_backend({pid[1]});" if pid else "",
+        )
     if sqlstate in ("53400", "53300") and "replication slots" in text:
         return OperatorError(
             f"The source has no free replication slot: {text}.",

@@ -7,7 +7,8 @@ than that entry, since changes beyond `upto` may have been made; they come again
 `transaction` is the newest id of the whole log at the time of reading: a chunk that was read before that may hold an
 older row.
 
-One pipeline reads a database: it trims the log as it confirms.
+One publisher reads a database: it trims the log as it confirms. Each signs in with a number, and ends when it finds
+a higher one.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from upwell.clock import iso_time
-from upwell.errors import OperatorError, PositionLost, TransientError, UpwellError
+from upwell.errors import LeaseLost, OperatorError, PositionLost, TransientError, UpwellError
 from upwell.model import (
     DELETE,
     UPSERT,
@@ -41,7 +42,15 @@ from upwell.model import (
 from upwell.ports import Clock
 from upwell.sources.sqlite_catalog import Table, read_catalog
 from upwell.sources.sqlite_reading import TableReader, fetch
-from upwell.sources.sqlite_triggers import is_tracked, track_statements
+from upwell.sources.sqlite_triggers import (
+    Reader,
+    become_reader,
+    has_successor,
+    is_tracked,
+    log_state,
+    read_generations,
+    track_statements,
+)
 
 WINDOW_BYTES_MAX: Final = 8 * 2**20  # of values; a window of very long rows ends early, with one row at least
 CHUNK_BYTES_MAX: Final = 8 * 2**20  # likewise; a chunk may exceed it by one row
@@ -90,6 +99,7 @@ class SqliteSource:
         self._schema_version = -1
         self._readers: dict[str, TableReader] = {}  # by the table's name in the database
         self._epoch = 0
+        self._reader: Reader | None = None  # we are, since the first `start`
         self._generation = 0  # of the newest triggers in place: what came before them is reported, or reached
         self._raised = 0  # as far as that, `start` has raised PositionLost
         self._confirmed = 0
@@ -113,6 +123,7 @@ class SqliteSource:
                 raise _not_tracked(self._path)
             self._load_catalog(connection)
         self._mend_triggers()
+        self._take_over()
         with self._reading() as connection:
             newest = self._newest(connection)
             place = newest if position is None else _Place.parse(position)
@@ -151,6 +162,7 @@ class SqliteSource:
     def chunk(self, schema: TableSchema, cursor: Cursor | None, limit: int) -> Chunk | None:
         """See `Source`. None where the table's schema has changed and no window has told so yet."""
         with self._reading() as connection:
+            self._check_reader(connection)
             if self._schema_changed(connection):
                 return None
             reader = next((r for r in self._readers.values() if r.table.schema.table == schema.table), None)
@@ -241,6 +253,7 @@ class SqliteSource:
         self, connection: sqlite3.Connection, place: _Place, limit: int
     ) -> tuple[int, int, str, list[tuple[TableReader, list[Any]]]]:
         """(newest log id, last log id of the window, its entry's mark, the rows of each table that is concerned)."""
+        self._check_reader(connection)
         self._check(connection, place)
         newest = _newest_id(connection)
         limit = min(limit, self._entries_fit)
@@ -319,18 +332,11 @@ class SqliteSource:
         with self._reading() as connection:
             if not track_statements(connection, self._tables()):
                 return
-        with self._translated():
-            connection = self._connected()
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                self._load_catalog(connection, running=True)
-                for statement in track_statements(connection, self._tables()):
-                    connection.execute(statement)
-                self._schema_version = connection.execute("PRAGMA schema_version").fetchone()[0]
-                connection.execute("COMMIT")
-            except BaseException:
-                connection.rollback()
-                raise
+        with self._writing() as connection:
+            self._load_catalog(connection, running=True)
+            for statement in track_statements(connection, self._tables()):
+                connection.execute(statement)
+            self._schema_version = connection.execute("PRAGMA schema_version").fetchone()[0]
 
     def _tables(self) -> list[Table]:
         return [reader.table for reader in self._readers.values()]
@@ -343,7 +349,7 @@ class SqliteSource:
             self._load_catalog(connection, running=True)
         self._mend_triggers()
         with self._reading() as connection:
-            generations = _generations(connection)
+            generations = read_generations(connection)
         for name, reader in self._readers.items():
             schema = reader.table.schema
             if schema != self._published.get(name):
@@ -358,21 +364,35 @@ class SqliteSource:
         reported = max(place.generation, self._raised)
         return [
             self._readers[name].table.schema.table
-            for name, (first, generation) in _generations(connection).items()
+            for name, (first, generation) in read_generations(connection).items()
             if name in self._readers and first <= place.generation and generation > reported
         ]
 
     # --- the log ----------------------------------------------------------------------------------------------------
 
+    def _take_over(self) -> None:
+        """Become the log's reader: the one before us ends at its next read. Only once, or what was stopped for a while
+        and has a successor would take over from it.
+        """
+        with self._writing() as connection:
+            self._reader = become_reader(connection, self._reader, self._clock.now())
+            self._check_reader(connection)
+
+    def _check_reader(self, connection: sqlite3.Connection) -> None:
+        if self._reader is not None and has_successor(connection, self._reader):
+            raise LeaseLost(
+                f"Another publisher has taken over the change log of {self._path}: this one ends.", code="UW-SL-018"
+            )
+
     def _newest(self, connection: sqlite3.Connection) -> _Place:
         """The end of the log."""
-        file, confirmed, newest = _log_state(connection)
-        generation = max((now for _, now in _generations(connection).values()), default=0)
+        file, confirmed, newest = log_state(connection)
+        generation = max((now for _, now in read_generations(connection).values()), default=0)
         return _Place(newest, confirmed, file, _mark(connection, newest), generation)
 
     def _check(self, connection: sqlite3.Connection, place: _Place) -> None:
         """Raises PositionLost where the log does not hold all that followed the position."""
-        file, confirmed, newest = _log_state(connection)
+        file, confirmed, newest = log_state(connection)
         if file != place.file:
             why = "is another one than before, or was untracked meanwhile"
         elif confirmed < place.confirmed or newest < place.id:
@@ -394,12 +414,12 @@ class SqliteSource:
                 if self._confirmed >= confirmed and (first is None or first >= confirmed):
                     return
                 upto = confirmed if first is None else min(first + TRIM_ENTRIES_MAX, confirmed)
-                connection.execute("BEGIN IMMEDIATE")
-                connection.execute(
-                    "UPDATE _upwell_meta SET value = max(value, ?) WHERE name = 'confirmed'", (confirmed,)
-                )
-                connection.execute("DELETE FROM _upwell_log WHERE id < ?", (upto,))
-                connection.execute("COMMIT")
+                with _transaction(connection):
+                    self._check_reader(connection)
+                    connection.execute(
+                        "UPDATE _upwell_meta SET value = max(value, ?) WHERE name = 'confirmed'", (confirmed,)
+                    )
+                    connection.execute("DELETE FROM _upwell_log WHERE id < ?", (upto,))
                 self._confirmed = confirmed
         finally:
             connection.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
@@ -433,6 +453,14 @@ class SqliteSource:
                     connection.execute("COMMIT")
 
     @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction that writes."""
+        with self._translated():
+            connection = self._connected()
+            with _transaction(connection):
+                yield connection
+
+    @contextmanager
     def _translated(self) -> Iterator[None]:
         """SQLite's errors as upwell's; the connection is made anew afterwards."""
         try:
@@ -440,6 +468,17 @@ class SqliteSource:
         except sqlite3.Error as error:
             self.close()
             raise translated(error, self._path) from error
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.rollback()
+        raise
 
 
 def connect(path: str) -> sqlite3.Connection:
@@ -502,21 +541,8 @@ def _not_tracked(path: str) -> OperatorError:
     )
 
 
-def _log_state(connection: sqlite3.Connection) -> tuple[str, int, int]:
-    """(which log this is, the last id confirmed, the newest id ever given)."""
-    sql = (
-        "SELECT (SELECT value FROM _upwell_meta WHERE name = 'file'), "
-        "(SELECT value FROM _upwell_meta WHERE name = 'confirmed'), "
-        # A statement that ends by OR FAIL keeps its entries, but not the number that AUTOINCREMENT has come to.
-        "max(coalesce((SELECT seq FROM sqlite_sequence WHERE name = '_upwell_log'), 0), "
-        "coalesce((SELECT max(id) FROM _upwell_log), 0))"
-    )
-    file, confirmed, newest = connection.execute(sql).fetchone()
-    return file, confirmed, newest
-
-
 def _newest_id(connection: sqlite3.Connection) -> int:
-    return _log_state(connection)[2]
+    return log_state(connection)[2]
 
 
 def _last_of(connection: sqlite3.Connection, since: int, limit: int) -> int | None:
@@ -535,11 +561,3 @@ def _mark(connection: sqlite3.Connection, id_: int) -> str:
     while values[-1] is None:  # columns that were added later, for a table with a longer key
         values.pop()
     return f"{zlib.crc32(repr(values).encode('utf-8', 'surrogateescape')):08x}"
-
-
-def _generations(connection: sqlite3.Connection) -> dict[str, tuple[int, int]]:
-    """Table → the generation of its first triggers and of those in place now."""
-    return {
-        name: (first, now)
-        for name, first, now in connection.execute("SELECT tbl, first, generation FROM _upwell_tables")
-    }

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from upwell.sources.sqlite_catalog import PREFIX, IndexTerm, KeyColumn, Table, UniqueIndex, quoted
 
@@ -25,6 +25,58 @@ _OWN_TABLES: Final = (
     "CREATE TABLE IF NOT EXISTS _upwell_tables (tbl TEXT PRIMARY KEY, first INTEGER, generation INTEGER) WITHOUT ROWID",
     "INSERT OR IGNORE INTO _upwell_meta VALUES ('file', lower(hex(randomblob(8)))), ('confirmed', 0)",
 )
+
+
+def log_state(connection: sqlite3.Connection) -> tuple[str, int, int]:
+    """(which log this is, the last id confirmed, the newest id ever given)."""
+    sql = (
+        "SELECT (SELECT value FROM _upwell_meta WHERE name = 'file'), "
+        "(SELECT value FROM _upwell_meta WHERE name = 'confirmed'), "
+        # A statement that ends by OR FAIL keeps its entries, but not the number that AUTOINCREMENT has come to.
+        "max(coalesce((SELECT seq FROM sqlite_sequence WHERE name = '_upwell_log'), 0), "
+        "coalesce((SELECT max(id) FROM _upwell_log), 0))"
+    )
+    file, confirmed, newest = connection.execute(sql).fetchone()
+    return file, confirmed, newest
+
+
+def read_generations(connection: sqlite3.Connection) -> dict[str, tuple[int, int]]:
+    """Table → the generation of its first triggers and of those in place now."""
+    return {
+        name: (first, now)
+        for name, first, now in connection.execute("SELECT tbl, first, generation FROM _upwell_tables")
+    }
+
+
+class Reader(NamedTuple):
+    """Who reads a log."""
+
+    file: str  # which log
+    number: int  # above that of every reader before; since 1970 in microseconds, unless a clock went back
+
+
+def become_reader(connection: sqlite3.Connection, already: Reader | None, now: float) -> Reader:
+    """Signs in; who is the log's reader already, or has a successor, does not do so again.
+
+    A log that was replaced, or restored to what it was before the reader signed in, does not know it.
+    """
+    file, newest = _newest_reader(connection)
+    if already is not None and already.file == file and already.number <= newest:
+        return already
+    reader = Reader(file, max(newest + 1, int(now * 1_000_000)))
+    connection.execute("REPLACE INTO _upwell_meta VALUES ('reader', ?)", (reader.number,))
+    return reader
+
+
+def has_successor(connection: sqlite3.Connection, reader: Reader) -> bool:
+    """Whether another one has signed in since, to the same log."""
+    newest = _newest_reader(connection)
+    return newest.file == reader.file and newest.number > reader.number
+
+
+def _newest_reader(connection: sqlite3.Connection) -> Reader:
+    found = dict(connection.execute("SELECT name, value FROM _upwell_meta WHERE name IN ('file', 'reader')").fetchall())
+    return Reader(found["file"], found.get("reader", 0))
 
 
 def is_tracked(connection: sqlite3.Connection) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import socket
 import sqlite3
 import threading
@@ -26,6 +27,7 @@ from upwell.ports import Request
 from upwell.state.checkpoint_json import CheckpointEncoder, decode_checkpoint
 
 BUSY_TIMEOUT_S = 5.0
+TERM_PER_S: Final = 1_000_000  # below 2^53 until the year 2255: any reader of JSON can hold it
 
 _APPLICATION_ID: Final = 0x5570776C  # "Upwl": tells the file from every other SQLite database
 _LAYOUT: Final = 1  # the file's layout, kept as its user_version
@@ -51,6 +53,7 @@ class SqliteState:
         self._mutex = threading.RLock()
         self._open: sqlite3.Connection | None = None
         self._lock: sqlite3.Connection | None = None
+        self._lease: Lease | None = None
         self._encoder = CheckpointEncoder()
 
     # --- the publisher's part: see `StateStore` ------------------------------------------------------------------
@@ -63,12 +66,18 @@ class SqliteState:
             try:
                 with self._writing() as connection:
                     known = connection.execute("SELECT term FROM lease").fetchone()
-                    term = max(0 if known is None else known[0] + 1, int(now))
+                    term = _next_term(0 if known is None else known[0], now)
                     connection.execute("REPLACE INTO lease VALUES (1, ?, ?, ?)", (term, holder, now))
             except BaseException:
                 self.release()
                 raise
-            return Lease(term, holder)
+            self._lease = Lease(term, holder)
+            return self._lease
+
+    def renew(self, lease: Lease) -> None:
+        """See `StateStore`. Only a person can bring it about, by removing the lock file of one that still lives."""
+        with self._reading() as connection:
+            self._check_lease(connection, lease)
 
     def load(self) -> Checkpoint | None:
         """See `StateStore`."""
@@ -88,9 +97,7 @@ class SqliteState:
         """See `StateStore`."""
         body = self._encoder.encode(checkpoint)
         with self._writing() as connection:
-            known = connection.execute("SELECT term, holder FROM lease").fetchone()
-            if known != (lease.term, lease.holder):
-                raise LeaseLost(f"Another publisher has taken over {self._path}: nothing was saved.", code="UW-ST-002")
+            self._check_lease(connection, lease)
             checksum = hashlib.sha256(body).hexdigest()
             connection.execute("REPLACE INTO checkpoint VALUES (1, ?, ?)", (body, checksum))
 
@@ -122,6 +129,8 @@ class SqliteState:
     def put_status(self, status: Mapping[str, Any]) -> None:
         """See `StateStore`."""
         with self._writing() as connection:
+            if self._lease is not None:
+                self._check_lease(connection, self._lease)
             connection.execute("REPLACE INTO status VALUES (1, ?)", (orjson.dumps(status),))
 
     def release(self) -> None:
@@ -173,6 +182,15 @@ class SqliteState:
         with self._reading() as connection:
             rows = [] if connection is None else connection.execute(sql, parameters).fetchall()
         return [DeadLetter(*row) for row in rows]
+
+    def _check_lease(self, connection: sqlite3.Connection | None, lease: Lease) -> None:
+        """Raises LeaseLost where the file names another holder, or is gone."""
+        known = None if connection is None else connection.execute("SELECT term, holder FROM lease").fetchone()
+        if known != (lease.term, lease.holder):
+            raise LeaseLost(
+                f"Another publisher has taken over the state file {self._path}: this one ends and saves nothing.",
+                code="UW-ST-002",
+            )
 
     def _take_lock(self) -> None:
         """Hold the lock file, or raise LeaseLost."""
@@ -319,6 +337,13 @@ class SqliteState:
             code="UW-ST-009",
             remedy="Restore it, or move it away and start again: all tables are then read anew, and nothing is lost.",
         )
+
+
+def _next_term(previous: int, now: float) -> int:
+    """Above the previous one and not below the clock, with six digits by chance: publishers with the file and with a
+    copy of it never come to the same term, not even in the same second.
+    """
+    return max(previous + 1, int(now) * TERM_PER_S) + secrets.randbelow(TERM_PER_S)
 
 
 def _code(error: sqlite3.Error) -> int:
