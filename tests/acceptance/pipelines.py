@@ -37,13 +37,16 @@ from upwell.state.sqlite import SqliteState
 Role = Literal["publish", "subscribe"]
 
 UPWELL = (str(Path(sys.executable).with_name("upwell")),)
-# The same, but for one wait that would make each test with a gap or a kill before a sweep a minute longer: for writes
-# to DynamoDB that a killed publisher left behind. They take milliseconds here.
-IMPATIENT = (
-    sys.executable,
-    "-c",
-    "from upwell.app.cli import main; from upwell.pipeline import publisher; publisher.SWEEP_AFTER_START_S = 1; main()",
-)
+
+
+def with_changes(statement: str) -> tuple[str, ...]:
+    """The same, but for what a statement changes first."""
+    return (sys.executable, "-c", f"from upwell.app.cli import main; {statement}; main()")
+
+
+# One wait would make each test with a gap or a kill before a sweep a minute longer: for writes to DynamoDB that a
+# killed publisher left behind. They take milliseconds here.
+IMPATIENT = with_changes("from upwell.pipeline import publisher; publisher.SWEEP_AFTER_START_S = 1")
 # A busy machine may take long; what hangs is seen all the same.
 COMMAND_S = 90.0
 EQUAL_S = 60.0
