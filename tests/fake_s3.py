@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
-import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import formatdate
@@ -36,7 +35,7 @@ class FakeS3:
     bucket: str
     readable: bool = True
     writable: bool = True
-    pace_s: float = 0.0  # before each answer
+    failing: bool = False  # it answers that it is not available
     objects: dict[str, bytes] = field(default_factory=dict)
     headers: dict[str, dict[str, str]] = field(default_factory=dict)  # with which an object was put
     asked: list[tuple[str, str, int]] = field(default_factory=list)
@@ -83,7 +82,6 @@ class FakeS3:
         if self._server is None:
             request.close_connection = True
             return
-        time.sleep(self.pace_s)
         body = request.rfile.read(int(request.headers.get("content-length") or 0))
         bucket, _, key = request.path.split("?")[0].lstrip("/").partition("/")
         status, content = self._answer(request, bucket, key, body)
@@ -99,6 +97,8 @@ class FakeS3:
         wrong = _wrong_signature(request, self.url)
         if wrong:
             return _error(403, wrong)
+        if self.failing:
+            return _error(503, "ServiceUnavailable")
         if bucket != self.bucket:
             return _error(404, "NoSuchBucket")
         if request.command == "PUT":
