@@ -16,6 +16,7 @@ from upwell.clock import SystemClock
 from upwell.errors import LeaseLost, OperatorError, PositionLost, TransientError
 from upwell.model import ChangeEvent, Position
 from upwell.sources.postgres import PostgresSource
+from upwell.sources.postgres_session import ReplicationConnection
 
 
 @pytest.fixture
@@ -185,6 +186,24 @@ def test_somebody_elses_slot_is_left_alone(shop: Shop) -> None:
     for position in (shop.position, None):
         with pytest.raises(OperatorError, match="belongs to something else"):
             shop.source.start(position, EPOCH)
+
+
+def test_a_start_whose_answer_is_lost_has_no_successor(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server's process that it left behind is ours, and goes away."""
+    source = shop.start()
+    shop.read()
+    start = ReplicationConnection.start
+
+    def lost(stream: ReplicationConnection, slot: str, lsn: int, publication: str) -> None:
+        monkeypatch.undo()
+        start(stream, slot, lsn, publication)
+        raise TransientError("The answer was lost.", code="UW-PG-001")
+
+    monkeypatch.setattr(ReplicationConnection, "start", lost)
+    with pytest.raises(TransientError, match="answer was lost"):
+        source.start(shop.position, EPOCH)
+    shop.execute("INSERT INTO t VALUES (1)")
+    assert len(shop.read()) == 1
 
 
 def test_starting_over_at_once_finds_the_slot_free(shop: Shop) -> None:

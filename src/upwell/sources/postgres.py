@@ -51,7 +51,7 @@ class PostgresSource:
         self._sql: psycopg.Connection[tuple[Any, ...]] | None = None
         self._catalog: Catalog | None = None
         self._stream: ReplicationConnection | None = None
-        self._pid = 0  # of the server's process that last read the slot for us
+        self._pids: set[int] = set()  # of the server's processes that may still read the slot for us
         self._reached = 0  # how far we have read since we were made or closed
         self._decoder: Decoder | None = None
         self._place: Place | None = None
@@ -232,8 +232,9 @@ class PostgresSource:
             lost = why_lost(place, server, slot, lambda: stream.timeline_history(server.timeline))
             if lost is not None:
                 raise PositionLost(f"The source can't go on from the saved position: {lost}.", code="UW-PG-020")
+            self._pids.add(stream.pid)
             stream.start(self._slot, place.lsn, self._publication)
-            self._pid, self._reached = stream.pid, max(self._reached, place.lsn)
+            self._pids, self._reached = {stream.pid}, max(self._reached, place.lsn)
             stream.feedback(self._confirmed, self._clock.now())
             self._fed_back_at = self._clock.monotonic()
         self._place = replace(place, timeline=server.timeline)
@@ -244,11 +245,11 @@ class PostgresSource:
         )
 
     def _free_slot(self, sql: psycopg.Connection[tuple[Any, ...]]) -> Slot | None:
-        """The slot, once the server has noticed that our last connection is closed."""
+        """The slot, once the server has noticed that our connections before are closed."""
         deadline = self._clock.monotonic() + RELEASE_S
         while True:
             slot = find_slot(sql, self._slot)
-            if slot is None or slot.active_pid is None or slot.active_pid != self._pid:
+            if slot is None or slot.active_pid is None or slot.active_pid not in self._pids:
                 return slot
             if self._clock.monotonic() > deadline:
                 raise TransientError(f"The replication slot {self._slot} is not free yet.", code="UW-PG-011")
