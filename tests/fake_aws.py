@@ -144,7 +144,9 @@ class FakeProxy:
     def serve(self, raw: socket.socket) -> None:
         head = b""
         while not head.endswith(b"\r\n\r\n"):
-            head += raw.recv(1)
+            if not (byte := raw.recv(1)):
+                return
+            head += byte
         lines = head.decode().split("\r\n")
         headers = dict(line.split(": ", 1) for line in lines[1:] if line)
         method, target, _ = lines[0].split(" ")
