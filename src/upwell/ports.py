@@ -106,7 +106,7 @@ class Parcel:
     after: tuple[int, int] | None  # on the first of a term: the last acknowledged (term, sequence) before it
     taken: int  # how many of the items offered it covers, those rejected included
     body: Any = None  # the sink's own form of what remains to be sent; None: nothing does
-    size: int = 0  # bytes on the wire, about
+    size: int = 0  # of the body, in bytes on the wire, about
     rejected: list[Rejection] = field(default_factory=list)  # filled by pack, and by send where the service refuses
     detour: bool = False  # something goes to another service first: sent in a call of its own, few at a time
 
@@ -128,8 +128,9 @@ class Sink(Protocol):
     def send(self, parcels: Sequence[Parcel]) -> Sequence[TransientError | None]:
         """One attempt, an answer for each parcel: None where it is durable, else why to send the same again.
 
-        May lower `body` to what remains and add to `rejected`. Raises TransientError where the whole call failed
-        (all are sent again, though they may have arrived), OperatorError where only a person can help.
+        May lower `body`, and `size` with it, to what remains, and add to `rejected`. Raises TransientError where the
+        whole call failed (all are sent again, though they may have arrived), OperatorError where only a person can
+        help.
         """
 
     def prepare(self, schemas: Sequence[TableSchema]) -> None:

@@ -129,6 +129,28 @@ def test_failed_lanes_back_off_by_themselves_and_a_failed_call_all_of_them() -> 
     assert wake_at > now + BACKOFF_LANE_MAX_S
 
 
+def test_a_lane_of_which_a_part_gets_through_waits_no_longer_each_time() -> None:
+    """So that a throttled lane is not left alone for half a minute with a few writes left."""
+    longest = {}
+    for progress in (0, 1):
+        it = delivery(lanes=1)
+        it.offer([marker(0)] * 2, "mark")
+        now = 0.0
+        waits = []
+        for _ in range(40):
+            [parcel] = it.take(now)
+            parcel.size = parcel.size - progress or 100
+            it.settle([parcel], [TransientError("too fast", throttled=True)], now)
+            wake_at = it.wake_at(now)
+            assert wake_at is not None
+            waits.append(wake_at - now)
+            now = wake_at
+        assert it.last_error is not None
+        longest[progress] = max(waits[20:])
+    assert longest[0] > BACKOFF_LANE_MAX_S / 2
+    assert longest[1] <= 0.2
+
+
 def test_a_lane_rests_unless_it_fills_records_by_itself() -> None:
     it = delivery(lanes=1)
     it.offer([event(1)], "one")

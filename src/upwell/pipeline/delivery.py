@@ -60,6 +60,7 @@ class _Lane(Generic[Mark]):
     on_detour: bool = False
     ready_at: float = 0.0
     failures: int = 0
+    sent_size: int = 0  # the parcel's, when it was last sent
 
 
 class Delivery(Generic[Mark]):
@@ -139,6 +140,7 @@ class Delivery(Generic[Mark]):
                 if taken and size + parcel.size > self._sink.call_bytes_max:
                     break
                 lane.in_flight = True
+                lane.sent_size = parcel.size
                 size += parcel.size
                 taken.append(parcel)
                 if len(taken) == self._sink.parcels_max:
@@ -155,6 +157,7 @@ class Delivery(Generic[Mark]):
             for lane in self._lanes[self._start :] + self._lanes[: self._start]:
                 if lane.parcel and lane.parcel.detour and not lane.in_flight and now >= lane.ready_at:
                     lane.in_flight = lane.on_detour = True
+                    lane.sent_size = lane.parcel.size
                     self._detours += 1
                     return [lane.parcel]
         return []
@@ -196,7 +199,10 @@ class Delivery(Generic[Mark]):
                 else:
                     self.last_error = error
                     lane.ready_at = now + self._backoff(lane.failures, BACKOFF_LANE_MAX_S)
-                    lane.failures += 1
+                    # Where a part of it got through the pace is about right: else a throttled lane would wait for
+                    # half a minute with a few writes left.
+                    some = parcel.size < lane.sent_size
+                    lane.failures = max(1, lane.failures - 1) if some else lane.failures + 1
             if not any(lane.failures for lane in self._lanes):
                 self.last_error = None
             self.changed.notify_all()

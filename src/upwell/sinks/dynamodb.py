@@ -363,6 +363,7 @@ class DynamoDbSink:
             waiting = again
         for parcel, left in zip(parcels, remaining, strict=True):
             if parcel.body is not None:
+                parcel.size = parcel.size * len(left) // max(1, len(parcel.body))
                 parcel.body = left
                 parcel.detour = any(write.upload for write in left)
         if failures and not acknowledged and not any(failure.throttled for failure in failures):
