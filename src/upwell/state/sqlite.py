@@ -16,6 +16,7 @@ import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +26,7 @@ from upwell.errors import LeaseLost, OperatorError, TransientError, UpwellError
 from upwell.model import Checkpoint, DeadLetter, Lease
 from upwell.ports import Request
 from upwell.state.checkpoint_json import CheckpointEncoder, decode_checkpoint
+from upwell.state.witness import Witness, WitnessDamaged, sync_folder
 
 BUSY_TIMEOUT_S = 5.0
 TERM_PER_S: Final = 1_000_000  # below 2^53 until the year 2255: any reader of JSON can hold it
@@ -41,6 +43,20 @@ _TABLES: Final = (
     "CREATE TABLE dead_letter (id INTEGER PRIMARY KEY AUTOINCREMENT, tbl TEXT, key TEXT, version TEXT, reason TEXT, "
     "time TEXT, payload BLOB, UNIQUE (tbl, key, version)) STRICT",
 )
+_GONE_BACK: Final = "the state file is older than the last one that was saved: it was restored, or damaged"
+# What our own statements, which never change, can only meet in a file that was damaged.
+_DAMAGE: Final = frozenset(
+    {
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_NOTADB,
+        sqlite3.SQLITE_ERROR,  # a table or a column is not there
+        sqlite3.SQLITE_CONSTRAINT,
+        sqlite3.SQLITE_MISMATCH,
+        sqlite3.SQLITE_FORMAT,
+        sqlite3.SQLITE_TOOBIG,
+    }
+)
+_UNREADABLE: Final = (sqlite3.OperationalError, sqlite3.DataError)  # raised by Python: text that is no UTF-8
 _LETTER: Final = "SELECT id, tbl, key, version, reason, time, payload FROM dead_letter"
 
 
@@ -55,6 +71,7 @@ class SqliteState:
         self._lock: sqlite3.Connection | None = None
         self._lease: Lease | None = None
         self._encoder = CheckpointEncoder()
+        self._witness = Witness(f"{path}.epoch")
 
     # --- the publisher's part: see `StateStore` ------------------------------------------------------------------
 
@@ -64,6 +81,7 @@ class SqliteState:
             self._take_lock()
             holder = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
             try:
+                self._check_pages()
                 with self._writing() as connection:
                     known = connection.execute("SELECT term FROM lease").fetchone()
                     term = _next_term(0 if known is None else known[0], now)
@@ -89,15 +107,17 @@ class SqliteState:
         try:
             if hashlib.sha256(body).hexdigest() != checksum:
                 raise ValueError("the checksum differs")
-            return decode_checkpoint(body)
+            checkpoint = decode_checkpoint(body)
         except (KeyError, TypeError, ValueError) as error:
             raise self._damaged() from error
+        return self._unless_gone_back(checkpoint)
 
     def save(self, checkpoint: Checkpoint, lease: Lease) -> None:
         """See `StateStore`."""
         body = self._encoder.encode(checkpoint)
         with self._writing() as connection:
             self._check_lease(connection, lease)
+            self._note(checkpoint.epoch)
             checksum = hashlib.sha256(body).hexdigest()
             connection.execute("REPLACE INTO checkpoint VALUES (1, ?, ?)", (body, checksum))
 
@@ -159,7 +179,10 @@ class SqliteState:
             row = None if connection is None else connection.execute("SELECT body FROM status").fetchone()
         if row is None:
             return None
-        status: dict[str, Any] = orjson.loads(row[0])
+        try:
+            status: dict[str, Any] = orjson.loads(row[0])
+        except ValueError as error:
+            raise self._damaged() from error
         return status
 
     def dead_letters(self) -> Sequence[DeadLetter]:
@@ -177,6 +200,35 @@ class SqliteState:
             return connection.execute("DELETE FROM dead_letter WHERE id = ?", (id_,)).rowcount > 0
 
     # --- the files ------------------------------------------------------------------------------------------------
+
+    def _check_pages(self) -> None:
+        """Damage that a checkpoint's own checksum does not show. Raises OperatorError."""
+        with self._reading() as connection:
+            if connection is not None and connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+                raise self._damaged()
+
+    def _unless_gone_back(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Where a newer epoch than the checkpoint's was ever saved, all tables are to be read again."""
+        try:
+            newest = self._witness.epoch()
+        except WitnessDamaged:
+            newest = checkpoint.epoch + 1
+        except OSError as error:
+            raise self._not_accessible(error) from error
+        if newest <= checkpoint.epoch:
+            return checkpoint
+        tables = {name: replace(table, wanted=_GONE_BACK) for name, table in checkpoint.tables.items()}
+        return replace(checkpoint, epoch=newest, tables=tables)
+
+    def _note(self, epoch: int) -> None:
+        """Before the epoch is saved: what is saved can then be found out to be older."""
+        try:
+            self._witness.note(epoch)
+        except OSError as error:
+            raise TransientError(
+                f"The disk that holds the state file {self._path} can't be written just now: {error.strerror}.",
+                code="UW-ST-008",
+            ) from error
 
     def _letters(self, sql: str, *parameters: int) -> list[DeadLetter]:
         with self._reading() as connection:
@@ -210,15 +262,24 @@ class SqliteState:
         self._lock = lock
 
     def _create(self, path: str) -> None:
-        """Make an empty file that only its owner may read: dead letters hold rows."""
+        """Make the file, or make sure that only its owner may read it: dead letters hold rows."""
         try:
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+            with suppress(FileExistsError):
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+                sync_folder(path)
+                return
+            with open(path, "r+b", buffering=0) as file:
+                if hasattr(os, "fchmod") and os.fstat(file.fileno()).st_mode & 0o077:  # restored from a backup
+                    os.fchmod(file.fileno(), 0o600)
         except OSError as error:
-            raise OperatorError(
-                f"The state file {path} can't be written: {error.strerror}.",
-                code="UW-ST-004",
-                remedy="Give this user the right to write it and its folder, or name another file under `state`.",
-            ) from error
+            raise self._not_accessible(error) from error
+
+    def _not_accessible(self, error: OSError) -> OperatorError:
+        return OperatorError(
+            f"The state file {self._path} can't be read or written: {error.strerror}.",
+            code="UW-ST-004",
+            remedy="Give this user the right to write it and its folder, or name another file under `state`.",
+        )
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection | None]:
@@ -288,7 +349,10 @@ class SqliteState:
                 code="UW-ST-006",
                 remedy="Use that version, or name another file under `state`: all tables are then read anew.",
             )
-        (pipeline,) = connection.execute("SELECT name FROM pipeline").fetchone()
+        names = connection.execute("SELECT name FROM pipeline").fetchall()
+        if len(names) != 1:
+            raise self._damaged()
+        ((pipeline,),) = names
         if pipeline != self._pipeline:
             raise OperatorError(
                 f"The state file {self._path} belongs to the pipeline {pipeline}, not to {self._pipeline}.",
@@ -310,6 +374,10 @@ class SqliteState:
             with suppress(sqlite3.Error):
                 self._close()
             raise self._translated(error) from error
+        except UnicodeDecodeError as error:  # a message of SQLite's own that quotes what it can't read
+            with suppress(sqlite3.Error):
+                self._close()
+            raise self._damaged() from error
 
     def _translated(self, error: sqlite3.Error) -> UpwellError | sqlite3.Error:
         match _code(error):
@@ -321,7 +389,7 @@ class SqliteState:
                 return TransientError(
                     f"The state file {self._path} can't be written just now: {error}.", code="UW-ST-008"
                 )
-            case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
+            case code if code in _DAMAGE or (not code and isinstance(error, _UNREADABLE)):
                 return self._damaged()
             case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_AUTH:
                 return OperatorError(
