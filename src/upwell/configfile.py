@@ -108,7 +108,7 @@ def _compose(path: Path) -> yaml.Node | None:
     if len(raw) > FILE_BYTES_MAX:
         raise _not_yaml(path, 0, f"the file is larger than {FILE_BYTES_MAX} bytes")
     try:
-        return yaml.compose(raw.decode("utf-8-sig"), Loader=yaml.BaseLoader)
+        return yaml.compose(raw.decode("utf-8-sig"), Loader=_Loader)
     except UnicodeDecodeError as error:
         raise _not_yaml(path, raw[: error.start].count(b"\n"), "the file is not UTF-8 text") from error
     except yaml.MarkedYAMLError as error:
@@ -121,6 +121,19 @@ def _compose(path: Path) -> yaml.Node | None:
         raise _not_yaml(path, 0, "the file holds characters that YAML does not allow") from error
     except RecursionError as error:
         raise _not_yaml(path, 0, f"the file is nested more than {DEPTH_MAX} deep") from error
+
+
+class _Loader(yaml.BaseLoader):
+    """JSON is YAML, also where it writes a character beyond 16 bits as two escapes."""
+
+    def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
+        node = super().compose_scalar_node(anchor)
+        try:
+            node.value = node.value.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError:
+            problem = "half of a character: \\ud800 to \\udfff come in pairs"
+            raise yaml.composer.ComposerError(None, None, problem, node.start_mark) from None
+        return node
 
 
 def _not_yaml(path: Path, line: int, what: str) -> ConfigError:

@@ -75,4 +75,5 @@ def test_without_its_table_it_says_how_to_make_it(service: AwsService) -> None:
         with pytest.raises(OperatorError) as raised:
             ask()
         assert raised.value.code == "UW-DD-001"
-        assert "AttributeName=pipeline,KeyType=HASH AttributeName=id,KeyType=RANGE" in raised.value.remedy
+        key = '[{"AttributeName":"pipeline","KeyType":"HASH"},{"AttributeName":"id","KeyType":"RANGE"}]'
+        assert f"--key-schema '{key}'" in raised.value.remedy

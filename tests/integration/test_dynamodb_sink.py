@@ -2,6 +2,7 @@
 
 import json
 import random
+import shlex
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
@@ -97,6 +98,13 @@ class TestGuard:
         for event in (upsert(1, 1, "a", None), upsert(2, 1, "b", None), delete(3, 1), upsert(4, 1, "c", None)):
             send(sink, event)
         assert rows(sink) == [[1, "c", None]]
+
+    def test_a_delete_of_a_key_that_no_item_can_have_is_nothing(self, make: Make) -> None:
+        texts = TableSchema("sales.texts", (Column("id", "text", Kind.TEXT),), ("id",), "postgresql")
+        sink = make()
+        sink.prepare([texts])
+        parcel = sink.pack(0, 1, 1, None, [delete(1, "", schema=texts)])
+        assert (parcel.taken, parcel.body, parcel.rejected) == (1, None, [])
 
     @pytest.mark.parametrize("seed", range(5))
     def test_in_any_order_and_many_times_the_newest_stands(self, make: Make, seed: int) -> None:
@@ -488,8 +496,8 @@ class TestTables:
         with pytest.raises(OperatorError) as raised:
             make(create_tables=False)
         assert raised.value.code == "UW-DD-001"
-        assert "AttributeName=id,AttributeType=N" in raised.value.remedy
-        assert "AttributeName=id,KeyType=HASH" in raised.value.remedy
+        assert '[{"AttributeName":"id","AttributeType":"N"}]' in raised.value.remedy
+        assert '[{"AttributeName":"id","KeyType":"HASH"}]' in raised.value.remedy
 
     def test_a_table_with_another_key_is_not_used(self, make: Make) -> None:
         make()
@@ -520,6 +528,10 @@ class TestTables:
         (missing,) = strict.findings([USERS])
         assert (missing.level, missing.code) == ("fail", "UW-DD-001")
         assert "aws dynamodb create-table" in missing.remedy
+        hostile = TableSchema("hr.x", (Column("$(id); 'x", "int", Kind.INT),), ("$(id); 'x",), "postgresql")
+        (missing,) = DynamoDbSink(service, SystemClock(), table_prefix=prefix, create_tables=False).findings([hostile])
+        definitions = shlex.split(missing.remedy)[10]
+        assert json.loads(definitions) == [{"AttributeName": "$(id); 'x", "AttributeType": "N"}]
         sink = make()
         assert [finding.level for finding in sink.findings([USERS])] == ["pass"] * 5
         assert items(service, sink.form(USERS).table) == []  # its look left nothing behind

@@ -241,6 +241,7 @@ class TestTypes:
 
 NAME = st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1, max_size=15) | st.sampled_from(
     ['a"b', "%s", "select", "A b", "a.b", "x'y", "\\", "%(n)s", "$1", "é" * 20, "row", "t", "s", "n", "e", "key"]
+    + ["excluded", "upwell_0", "old", "upwell"]
 )
 
 
@@ -277,6 +278,22 @@ def test_a_name_that_the_server_would_cut_off_is_refused(target: PostgresTarget)
     ):
         with target.begin() as txn, pytest.raises(OperatorError, match="63 bytes"):
             txn.ensure_table(schema)
+
+
+@pytest.mark.parametrize("column", ["ctid", "xmin", "tableoid", ""])
+def test_a_name_that_no_column_can_have_is_refused(column: str, target: PostgresTarget) -> None:
+    schema = TableSchema("main.t", (Column(column, "INTEGER", Kind.INT),), (column,), "sqlite")
+    with target.begin() as txn, pytest.raises(OperatorError) as refused:
+        txn.ensure_table(schema)
+    assert refused.value.code == "UW-PT-039"
+
+
+def test_upwells_own_schema_is_no_place_for_rows(target: PostgresTarget) -> None:
+    columns = (Column("pipeline", "TEXT", Kind.TEXT),)
+    schema = TableSchema("main.t", columns, ("pipeline",), "sqlite", "upwell.watermark")
+    with target.begin() as txn, pytest.raises(OperatorError) as refused:
+        txn.ensure_table(schema)
+    assert refused.value.code == "UW-PT-039"
 
 
 @pytest.mark.parametrize(

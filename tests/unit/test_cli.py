@@ -537,3 +537,14 @@ def test_a_secret_is_blotted_out_wherever_it_slips_in(capsys: pytest.CaptureFixt
     assert "s3cr3t-of-mine" not in said
     assert said.count("***") == 3
     assert "abc" in said  # too short to be a secret, and in half of all messages
+
+
+def test_a_name_does_nothing_to_a_log_or_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.set_up("text")
+    name = "a\n2026-01-31T10:00:00Z error   forged\x1b[2J\u202e\u2028"
+    logs.log.error("The table %s is not there.", name)
+    logs.failed(OperatorError(f"The table {name} is not there.", remedy="two\nlines"))
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 5  # a log line; the error and what to do, which may have several
+    assert r"forged\x1b[2J\u202e\u2028 is not there" in said
+    assert not set(said) & {"\x1b", "\u202e", "\u2028"}

@@ -356,6 +356,14 @@ def test_whatever_the_file_holds_only_config_errors_come_out(tmp_path: Path, tex
         load(file, {})
 
 
+def test_json_may_escape_what_it_likes(tmp_path: Path) -> None:
+    (rule,) = loaded(tmp_path, SMALL.replace("{users: {}}", '{"\\ud83d\\ude42\\u00e9": {}}')).rules
+    assert rule.pattern == ("", "🙂é")
+    error = refused(tmp_path, SMALL.replace("{users: {}}", '{"\\ud83d": {}}'))
+    assert error.code == "UW-CF-002"
+    assert "half of a character" in error.message
+
+
 @given(st.text(st.characters(codec="utf-8"), max_size=20))
 @settings(max_examples=300)
 def test_whatever_a_table_is_called_it_parses_or_is_a_config_error(tmp_path: Path, name: str) -> None:

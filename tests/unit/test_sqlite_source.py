@@ -304,6 +304,17 @@ def test_log_entries_removed_by_hand_are_missed(shop: Shop) -> None:
     assert lost(replica.take_window).tables is None
 
 
+def test_a_state_of_an_earlier_epoch_is_found_out(shop: Shop) -> None:
+    """Nothing was changed in between, so that the position alone would seem to be right."""
+    replica = shop.reader()
+    before = replica.position
+    shop.source().start(before, EPOCH + 5)
+    assert "older one" in str(lost(lambda: shop.source().start(before, EPOCH)))
+    assert "older one" in str(lost(lambda: shop.source().start(before, EPOCH + 4)))
+    shop.source().start(before, EPOCH + 5)
+    shop.source().start(before, EPOCH + 6)
+
+
 def test_idle_tables_cause_no_alarm(shop: Shop) -> None:
     replica = shop.reader()
     shop.run("INSERT INTO item VALUES (1, 'a', 1)")
@@ -638,6 +649,29 @@ def test_what_cannot_be_read_is_said_in_a_sentence(shop: Shop, ddl: str, name: s
     assert caught.value.code == code
     assert caught.value.remedy
     assert code in [finding.code for finding in findings(shop.path, selections) if finding.level == "fail"]
+
+
+def test_tables_may_be_called_as_the_catalog_and_columns_as_row_ids(shop: Shop) -> None:
+    names = ["pragma_table_list", "pragma_table_xinfo", "pragma_index_list", "pragma_index_xinfo", "pragma_page_count"]
+    for name in names:
+        shop.run(f"CREATE TABLE {name} (rowid TEXT PRIMARY KEY NOT NULL, oid TEXT UNIQUE, _rowid_ TEXT)")
+        shop.run(f"INSERT INTO {name} VALUES ('x', 'y', 'z')")
+    replica = shop.reader()
+    assert [schema.table for schema in replica.source.tables()] == ["main.item", *(f"main.{n}" for n in sorted(names))]
+    assert [replica.source.estimate(f"main.{name}") for name in names] == [None] * len(names)
+    assert replica.source.health()["file_bytes"] > 0
+    shop.run("UPDATE pragma_table_list SET oid = 'changed'")
+    replica.take_all()
+    assert replica.of("main.pragma_table_list") == [["x", "changed", "z"]]
+
+
+def test_only_letters_of_ascii_have_a_case(shop: Shop) -> None:
+    shop.run(
+        'CREATE TABLE "Ä" (id INTEGER PRIMARY KEY, "é" TEXT, "É" TEXT)', 'CREATE TABLE "ä" (id INTEGER PRIMARY KEY)'
+    )
+    selections = [TableSelection(TableName("", "Ä"), exclude=("É",)), TableSelection(TableName("", "ä"))]
+    found = {s.table: [c.name for c in s.columns] for s in shop.source(selections).tables()}
+    assert found == {"main.Ä": ["id", "é"], "main.ä": ["id"]}
 
 
 def test_views_and_virtual_tables_are_no_part_of_a_wildcard(shop: Shop) -> None:

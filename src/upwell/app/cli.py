@@ -132,7 +132,8 @@ def track(file: Path, dry_run: bool, undo: bool) -> None:
     from upwell.app.track import track as run_it
 
     for statement in run_it(loaded(file, ["source"]), undo=undo, dry_run=dry_run):
-        click.echo(statement)
+        # To a file as it is, whatever is in its names: without `color`, click takes out what looks like a colour.
+        click.echo(logs.visible(statement, lines=True) if sys.stdout.isatty() else statement, color=True)
 
 
 @upwell.command()

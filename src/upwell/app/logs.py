@@ -92,7 +92,7 @@ def hide(secrets: Iterable[str]) -> None:
 
 
 # What moves a terminal's cursor, begins a line, or turns the direction of writing: names of tables may hold anything.
-_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufffe\uffff]")
 
 
 def visible(text: str, *, lines: bool = False) -> str:

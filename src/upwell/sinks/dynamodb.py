@@ -231,7 +231,10 @@ class DynamoDbSink:
         form = self._prepared(event.schema)[0]
         values = event.values()
         if event.operation == DELETE:
-            return _Change("delete", form, (event,), form.key(values))
+            try:
+                return _Change("delete", form, (event,), form.key(values))
+            except Rejected:
+                raise _Skip from None  # there can be no item with this key
         if not event.schema.partial:
             # With a claim check no row is too large here: its size counts when it is written.
             return _Change("put", form, (event,), form.item(values, 0 if self._claims else len(event.row or b"")))

@@ -270,7 +270,8 @@ class Writer:
         columns = ", ".join(map(ident, self._names))
         key = ", ".join(map(ident, self.schema.key))
         return (
-            f"INSERT INTO {self.table.sql} ({columns}) OVERRIDING SYSTEM VALUE"
+            # The alias, because a table called excluded would be taken for the row that is to be inserted.
+            f"INSERT INTO {self.table.sql} AS t ({columns}) OVERRIDING SYSTEM VALUE"
             f" SELECT {columns} FROM {self._stage(self.row_stage)} ON CONFLICT ({key}) {self._on_conflict}"
         )
 
@@ -284,9 +285,7 @@ class Writer:
         changes = ", ".join(f"{ident(name)} = EXCLUDED.{ident(name)}" for name in names)
         # A resync finds most rows as they are: not to write them again keeps the table from doubling in size. `*<>`
         # compares what is stored, bit by bit, so that 1.0 and 1.00 differ and types without `=` compare too.
-        return (
-            f"DO UPDATE SET {changes} WHERE {self._image(self.table.sql, names)} *<> {self._image('EXCLUDED', names)}"
-        )
+        return f"DO UPDATE SET {changes} WHERE {self._image('t', names)} *<> {self._image('EXCLUDED', names)}"
 
     @staticmethod
     def _image(alias: str, names: Iterable[str]) -> str:
