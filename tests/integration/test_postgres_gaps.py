@@ -197,6 +197,7 @@ def test_a_start_whose_answer_is_lost_has_no_successor(shop: Shop, monkeypatch: 
     def lost(stream: ReplicationConnection, slot: str, lsn: int, publication: str) -> None:
         monkeypatch.undo()
         start(stream, slot, lsn, publication)
+        monkeypatch.setattr(stream, "close", threading.Timer(0.5, stream.close).start)  # the server takes a moment
         raise TransientError("The answer was lost.", code="UW-PG-001")
 
     monkeypatch.setattr(ReplicationConnection, "start", lost)

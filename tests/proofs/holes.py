@@ -23,9 +23,9 @@ import psycopg
 from lab.faults import FaultProxy, Kind
 from tests.acceptance.compare import Watch, dynamodb_client, kinesis_client
 from tests.acceptance.pipelines import Pipeline, Program, explained, new_seed, through_kinesis, with_changes
-from tests.acceptance.test_shards import Stream
 from tests.acceptance.workload import TABLES, Writing, create_tables
 from tests.proofs import Figures, Servers
+from tests.proofs.resharding import Stream
 
 WRITES_PER_S: Final = 60
 DEADLINE_S: Final = 60.0
@@ -179,13 +179,13 @@ class Proof:
     def no_false_alarms(self) -> None:
         """Faults that lose nothing, kills, restarts and resharding."""
         with closing(kinesis_client(self.wire.url)) as client, self._writing():
-            stream = Stream(client, self.pipeline.name)
+            stream = Stream(client, self.pipeline.name, self.chance, at_once=False)
             self.wire.faults.rates = LOSSLESS
             for number in range(self.size.restarts):
                 time.sleep(self.chance.uniform(0.5, 1.5))
                 for program in (self.publisher, self.subscriber):
                     program.kill() if number % 2 else program.stop()
-                stream.change(self.chance)
+                (stream.grow if number % 2 else stream.shrink)()
                 self.start()
         self.wire.faults.stop()
         self.wire.settle()
