@@ -48,6 +48,7 @@ from upwell.sources.sqlite_triggers import (
     has_successor,
     is_tracked,
     log_state,
+    note_epoch,
     read_generations,
     track_statements,
 )
@@ -123,7 +124,13 @@ class SqliteSource:
                 raise _not_tracked(self._path)
             self._load_catalog(connection)
         self._mend_triggers()
-        self._take_over()
+        newest_epoch = self._take_over(epoch)
+        if position is not None and newest_epoch > epoch:
+            raise PositionLost(
+                f"The change log of {self._path} was read in a later epoch than the checkpoint's: the state is an "
+                "older one.",
+                code="UW-SL-010",
+            )
         with self._reading() as connection:
             newest = self._newest(connection)
             place = newest if position is None else _Place.parse(position)
@@ -370,13 +377,14 @@ class SqliteSource:
 
     # --- the log ----------------------------------------------------------------------------------------------------
 
-    def _take_over(self) -> None:
+    def _take_over(self, epoch: int) -> int:
         """Become the log's reader: the one before us ends at its next read. Only once, or what was stopped for a while
-        and has a successor would take over from it.
+        and has a successor would take over from it. Returns the newest epoch in which the log was read before.
         """
         with self._writing() as connection:
             self._reader = become_reader(connection, self._reader, self._clock.now())
             self._check_reader(connection)
+            return note_epoch(connection, epoch)
 
     def _check_reader(self, connection: sqlite3.Connection) -> None:
         if self._reader is not None and has_successor(connection, self._reader):

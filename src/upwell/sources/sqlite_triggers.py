@@ -74,6 +74,15 @@ def has_successor(connection: sqlite3.Connection, reader: Reader) -> bool:
     return newest.file == reader.file and newest.number > reader.number
 
 
+def note_epoch(connection: sqlite3.Connection, epoch: int) -> int:
+    """From here on the log is read in this epoch; returns the newest in which it was read before, 0 where in none."""
+    found = connection.execute("SELECT value FROM _upwell_meta WHERE name = 'epoch'").fetchone()
+    before = 0 if found is None else int(found[0])
+    if epoch > before:
+        connection.execute("REPLACE INTO _upwell_meta VALUES ('epoch', ?)", (epoch,))
+    return before
+
+
 def _newest_reader(connection: sqlite3.Connection) -> Reader:
     found = dict(connection.execute("SELECT name, value FROM _upwell_meta WHERE name IN ('file', 'reader')").fetchall())
     return Reader(found["file"], found.get("reader", 0))
