@@ -19,7 +19,7 @@ from botocore.exceptions import ClientError
 
 from tests.acceptance.compare import dynamodb_client
 
-Deviation = Literal["never throttles", "takes reserved words"]
+Deviation = Literal["never throttles", "takes reserved words", "one table for names that differ by case"]
 Item = dict[str, Any]
 
 READY_S = 120.0
@@ -64,12 +64,16 @@ def made(client: Any, key: dict[str, str]) -> Iterator[str]:
     """A new on-demand table, as upwell makes them; it goes afterwards."""
     name = f"upwell-test-{uuid.uuid4().hex[:12]}"
     create(client, name, key)
+    await_table(client, name)
+    yield name
+    client.delete_table(TableName=name)
+
+
+def await_table(client: Any, name: str) -> None:
     deadline = time.monotonic() + READY_S
     while client.describe_table(TableName=name)["Table"]["TableStatus"] != "ACTIVE":
         assert time.monotonic() < deadline, f"the table {name} is not active"
-        time.sleep(0.02)
-    yield name
-    client.delete_table(TableName=name)
+        time.sleep(0.05)
 
 
 def create(client: Any, name: str, key: dict[str, str]) -> None:
@@ -126,6 +130,16 @@ class DynamoDbServiceContract(_Service):
 
     def test_a_second_table_of_the_name_is_refused(self, client: Any, table: str) -> None:
         assert refused(lambda: create(client, table, {"id": "S"})) == "ResourceInUseException"
+
+    def test_names_of_tables_have_case(self, client: Any, table: str) -> None:
+        # Two source tables may differ by nothing else.
+        create_it = partial(create, client, table.upper(), {"id": "S"})
+        if "one table for names that differ by case" in self.deviations:
+            assert refused(create_it) == "InternalFailure"
+            return
+        create_it()
+        await_table(client, table.upper())
+        client.delete_table(TableName=table.upper())
 
     def test_what_is_not_there_is_refused_by_name(self, client: Any) -> None:
         name = f"upwell-test-none-{new_id()}"

@@ -77,17 +77,21 @@ class _Service:
 
 
 def await_active(client: Any, stream: str) -> None:
-    deadline = time.monotonic() + READY_S
-    while summary(client, stream)["StreamStatus"] != "ACTIVE":
-        assert time.monotonic() < deadline, f"the stream {stream} is not active"
-        time.sleep(0.02)
+    _await(lambda: bool(summary(client, stream)["StreamStatus"] == "ACTIVE"), f"the stream {stream} is not active")
 
 
 def await_gone(client: Any, stream: str) -> None:
-    deadline = time.monotonic() + READY_S
-    while refused(lambda: summary(client, stream)) != "ResourceNotFoundException":
-        assert time.monotonic() < deadline, f"the stream {stream} is still there"
-        time.sleep(0.02)
+    missing = "ResourceNotFoundException"
+    _await(lambda: refused(lambda: summary(client, stream)) == missing, f"the stream {stream} is still there")
+
+
+def _await(condition: Callable[[], bool], otherwise: str) -> None:
+    """Asks more and more seldom: AWS allows few descriptions a second."""
+    deadline, pause_s = time.monotonic() + READY_S, 0.01
+    while not condition():
+        assert time.monotonic() < deadline, otherwise
+        time.sleep(pause_s)
+        pause_s = min(2.0, 2 * pause_s)
 
 
 def summary(client: Any, stream: str) -> Any:
@@ -132,16 +136,21 @@ def put(client: Any, stream: str, records: Sequence[dict[str, Any]]) -> list[Any
 
 
 def iterator(client: Any, stream: str, shard: str, kind: str, **start: Any) -> str:
-    answer = client.get_shard_iterator(StreamName=stream, ShardId=shard, ShardIteratorType=kind, **start)
-    return str(answer["ShardIterator"])
+    place = {"StreamName": stream, "ShardId": shard, "ShardIteratorType": kind}
+    return str(_in_time(partial(client.get_shard_iterator, **place, **start))["ShardIterator"])
 
 
 def get(client: Any, iterator: str, limit: int = 10_000) -> Any:
-    """One read; on AWS after the wait that its limit of five a second asks for."""
+    """One read."""
+    return _in_time(partial(client.get_records, ShardIterator=iterator, Limit=limit))
+
+
+def _in_time(call: Callable[[], Any]) -> Any:
+    """The answer, where AWS throttles after the wait that it asks for: five a second from a shard."""
     deadline = time.monotonic() + READ_S
     while True:
         try:
-            return client.get_records(ShardIterator=iterator, Limit=limit)
+            return call()
         except ClientError as error:
             if error.response["Error"]["Code"] != "ProvisionedThroughputExceededException":
                 raise
@@ -263,6 +272,7 @@ class KinesisServiceContract(_Service):
             assert refusal == ("" if len(numbers) == 1 else "InvalidArgumentException")
             client.delete_stream(StreamName=name)
             await_gone(client, name)
+            time.sleep(1.1)  # kinesalite's clock has whole seconds
 
     # --- writing --------------------------------------------------------------------------------------------------
 

@@ -13,13 +13,13 @@ from lab.parts import StandinDynamoDb
 from tests.contract.dynamodb_service_contract import Deviation, DynamoDbServiceContract, DynamoDbThrottlingContract
 
 OTHER = "UPWELL_TEST_DYNAMODB_URL" in os.environ
-DYNAMODB_LOCAL = frozenset[Deviation](() if OTHER else {"never throttles"})
+DYNAMODB_LOCAL = frozenset[Deviation]({"never throttles", "one table for names that differ by case"})
 
 
 class TestDynamoDb(DynamoDbServiceContract):
     """DynamoDB Local, or what UPWELL_TEST_DYNAMODB_URL names: that is taken for DynamoDB, without deviations."""
 
-    deviations = DYNAMODB_LOCAL
+    deviations = frozenset() if OTHER else DYNAMODB_LOCAL
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -30,7 +30,7 @@ class TestDynamoDb(DynamoDbServiceContract):
 class TestDynamoDbThrottling(DynamoDbThrottlingContract):
     """As above."""
 
-    deviations = DYNAMODB_LOCAL
+    deviations = TestDynamoDb.deviations
 
     @pytest.fixture(scope="class")
     @classmethod
