@@ -239,9 +239,12 @@ class TestTypes:
 
 # ---- names ----
 
+HOSTILE = (
+    *('a"b', "%s", "select", "A b", "a.b", "x'y", "\\", "%(n)s", "$1", "é" * 20, "row", "t", "s", "n", "e", "key"),
+    *("excluded", "upwell_0", "old", "upwell"),
+)
 NAME = st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1, max_size=15) | st.sampled_from(
-    ['a"b', "%s", "select", "A b", "a.b", "x'y", "\\", "%(n)s", "$1", "é" * 20, "row", "t", "s", "n", "e", "key"]
-    + ["excluded", "upwell_0", "old", "upwell"]
+    HOSTILE
 )
 
 
