@@ -6,12 +6,13 @@ own. So of one key a reader may only ever see rising states, also across a delet
 
 from __future__ import annotations
 
+import queue
 import random
 import sqlite3
 import string
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from typing import Any, ClassVar, Literal, LiteralString, Protocol
 
@@ -156,6 +157,12 @@ class Workload:
             (18, 18, 18, 3, 6, 3, 10, 8, 10, 3, 3),
         )[0]
         change(table)
+
+    def change_the_ledger(self) -> None:
+        """One transaction that changes every row of the ledger."""
+        changes = {**self._state_of_its_own(), **self._values("ledger")}
+        self._run(f"UPDATE ledger SET {', '.join(f'{name} = ?' for name in changes)}", *changes.values())
+        self.transactions += 1
 
     # --- the changes ----------------------------------------------------------------------------------------------
 
@@ -338,6 +345,7 @@ class Writing:
         self._workload = workload
         self._pause_s = 1 / per_s
         self._stop = threading.Event()
+        self._due: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
 
@@ -347,6 +355,19 @@ class Writing:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    def also(self, work: Callable[[], None]) -> None:
+        """Done by the same thread between two transactions; returns when it is."""
+        done = threading.Event()
+
+        def run() -> None:
+            work()
+            done.set()
+
+        self._due.put(run)
+        while not done.wait(0.1):
+            if self._error is not None:
+                raise self._error
 
     def stop(self) -> None:
         """Waits for the transaction under way. Raises what ended the writer early."""
@@ -360,6 +381,8 @@ class Writing:
         try:
             due = time.monotonic()
             while not self._stop.is_set():
+                while not self._due.empty():
+                    self._due.get()()
                 self._workload.transaction()
                 due = max(due + self._pause_s, time.monotonic() - 1)
                 self._stop.wait(max(0.0, due - time.monotonic()))

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S: Final = 10
 STATEMENT_TIMEOUT_S: Final = 300
 LOCK_TIMEOUT_S: Final = 60
-# A transaction whose owner hangs holds its lanes' watermarks: the server ends it.
-IDLE_IN_TRANSACTION_S: Final = 120
+# A transaction whose owner hangs holds its lanes' watermarks, and another subscriber waits: the server ends it. Between
+# two statements of ours lie moments.
+IDLE_IN_TRANSACTION_S: Final = 30
 POOL_WAIT_S: Final = 60.0
 KEEPALIVE_IDLE_S: Final = 30
 
