@@ -10,7 +10,16 @@ import platform
 import subprocess
 import sys
 
-BENCHES = ("publish", "apply", "postgres_source", "sqlite_source", "postgres_target", "kinesis_sink", "dynamodb_sink")
+BENCHES = (
+    "publish",
+    "apply",
+    "postgres_source",
+    "sqlite_source",
+    "postgres_target",
+    "kinesis_sink",
+    "dynamodb_sink",
+    "standins",
+)
 
 
 def main() -> int:

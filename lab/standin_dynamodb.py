@@ -41,6 +41,7 @@ PARTITION_UNITS: Final = 1000
 # Items lie in so many dicts by their partition key's hash: that is the order of a Scan, and nothing needs sorting to
 # be put.
 _BUCKETS: Final = 4096
+_TABLE_NAME: Final = re.compile(r"[a-zA-Z0-9_.-]{3,255}")
 _PLAIN_NUMBER: Final = re.compile(r"0|-?[1-9]\d{0,37}")
 _NAMING: Final = ("ExpressionAttributeNames", "ExpressionAttributeValues")
 _GUARD: Final = ("ConditionExpression", "ReturnValuesOnConditionCheckFailure", "ReturnValues", *_NAMING)
@@ -166,6 +167,8 @@ class DynamoDb:
         only(request, "TableName", "AttributeDefinitions", "KeySchema", "BillingMode")
         if request["TableName"] in self._tables:
             raise Refusal("ResourceInUseException", f"Table already exists: {request['TableName']}")
+        if not _TABLE_NAME.fullmatch(request["TableName"]):
+            _refuse("Invalid table/index name: it must have 3 to 255 of a-z, A-Z, 0-9, '_', '-' and '.'")
         if request.get("BillingMode") != "PAY_PER_REQUEST":
             _refuse("No provisioned throughput specified for the table")
         table = self._tables[request["TableName"]] = Table(request, self._limits)

@@ -12,6 +12,7 @@ import base64
 import binascii
 import hashlib
 import itertools
+import re
 import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
@@ -40,6 +41,7 @@ READ_CALLS: Final = 5
 _CREATED_SHIFT: Final = 80
 _COUNT_SHIFT: Final = 16
 _SEQUENCE_BASE: Final = 49 * 10**54
+_STREAM_NAME: Final = re.compile(r"[a-zA-Z0-9_.-]{1,128}")
 
 Status = Literal["CREATING", "ACTIVE", "UPDATING", "DELETING"]
 
@@ -214,6 +216,8 @@ class Kinesis:
         name = request["StreamName"]
         if name in self._streams:
             raise Refusal("ResourceInUseException", f"Stream {name} under account {ACCOUNT} already exists.")
+        if not _STREAM_NAME.fullmatch(name):
+            raise _invalid("streamName", "Member must satisfy regular expression pattern: [a-zA-Z0-9_.-]+")
         mode = request.get("StreamModeDetails", {}).get("StreamMode", "PROVISIONED")
         shards = ON_DEMAND_SHARDS if mode == "ON_DEMAND" else request["ShardCount"]
         self._streams[name] = stream = Stream(name, shards, mode, self._limits)

@@ -131,6 +131,10 @@ class DynamoDbServiceContract(_Service):
     def test_a_second_table_of_the_name_is_refused(self, client: Any, table: str) -> None:
         assert refused(lambda: create(client, table, {"id": "S"})) == "ResourceInUseException"
 
+    @pytest.mark.parametrize("name", ["ab", "a" * 256, "a/b", "täble"])
+    def test_a_table_has_a_plain_name(self, client: Any, name: str) -> None:
+        assert refused(lambda: create(client, name, {"id": "S"})) == "ValidationException"
+
     def test_names_of_tables_have_case(self, client: Any, table: str) -> None:
         # Two source tables may differ by nothing else.
         create_it = partial(create, client, table.upper(), {"id": "S"})

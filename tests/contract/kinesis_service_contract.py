@@ -215,6 +215,11 @@ class KinesisServiceContract(_Service):
     def test_a_second_stream_of_the_name_is_refused(self, client: Any, stream: str) -> None:
         assert refused(lambda: client.create_stream(StreamName=stream, ShardCount=1)) == "ResourceInUseException"
 
+    @pytest.mark.parametrize("name", ["", "s" * 129, "a/b", "ä"])
+    def test_a_stream_has_a_plain_name(self, client: Any, name: str) -> None:
+        refusal = refused(lambda: client.create_stream(StreamName=name, ShardCount=1))
+        assert refusal in ("ValidationException", "InvalidArgumentException")
+
     def test_what_is_not_there_is_refused_by_name(self, client: Any, stream: str) -> None:
         name = f"upwell-test-none-{uuid.uuid4().hex[:12]}"
         records = [record(b"x")]

@@ -35,7 +35,7 @@ COLD_ROWS: Final = 300  # of the others
 COLD_ROWS_PER_S: Final = 100
 EVERY_S: Final = 0.1
 # The trickle may take this much longer than before: the machine has more to do.
-LONGER_S_MAX: Final = 1.0
+LONGER_S_MAX: Final = 1.5
 
 TABLES: Final = """
 CREATE TABLE hot (id bigint PRIMARY KEY, state bigint NOT NULL, load text);
