@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final, Literal, NamedTuple
@@ -46,7 +46,15 @@ Nulls = Literal["absent", "keep"]
 _NULL: Final[Attribute] = {"NULL": True}
 _EXACT_INT = 2**53
 _NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
-_PRECISION = re.compile(r"\(\s*([0-9]+)")
+_PRECISION = re.compile(r"\(\s*([0-9]+)\s*(?:,\s*(-?[0-9]+))?")
+_BEYOND: Final = "what lies outside ±1E-130 to ±9.9E+125"
+_TYPES: Final[Mapping[Kind, AttributeType]] = {
+    Kind.INT: "N",
+    Kind.FLOAT: "N",
+    Kind.BOOL: "BOOL",
+    Kind.BYTES: "B",
+    Kind.JSON: "M/L",
+}
 _TABLE_NAME = re.compile(r"[a-zA-Z0-9_.-]{3,255}")
 _NOT_TAKEN = re.compile(r"[^a-zA-Z0-9_.-]")
 _KEY_NAME_BYTES_MAX: Final = 255
@@ -70,32 +78,58 @@ class KeyAttribute(NamedTuple):
     type: KeyType
 
 
-def attribute_type(column: Column) -> tuple[AttributeType, str | None]:
-    """What a column that is not of the key becomes, and what is lost by that."""
-    if column.kind is Kind.INT:
-        return "N", None
+def attribute_type(column: Column) -> AttributeType:
+    """What a column that is not of the key becomes; single values may become something else, see `attribute_loss`."""
     if column.kind is Kind.DECIMAL:
         precision = _PRECISION.search(column.type)
-        if precision is None:
-            return "N", "values of more than 38 digits are stored as S"
-        if int(precision[1]) > NUMBER_DIGITS_MAX:
-            return "S", "a Number of DynamoDB holds 38 digits: stored as text, which sorts and adds up otherwise"
-        return "N", None
-    if column.kind is Kind.FLOAT:
-        return "N", "NaN, infinities and what lies outside ±1E-130 to ±9.9E+125 are stored as S; -0.0 becomes 0"
-    if column.kind is Kind.BOOL:
-        return "BOOL", None
-    if column.kind is Kind.BYTES:
-        return "B", None
-    if column.kind is Kind.JSON:
-        return "M/L", "of members with the same name the last one counts; numbers of more than 38 digits become S"
-    return "S", None
+        return "S" if precision is not None and int(precision[1]) > NUMBER_DIGITS_MAX else "N"
+    return _TYPES.get(column.kind, "S")
+
+
+def attribute_loss(column: Column, dialect: str) -> str | None:
+    """What such a column may hold that its attribute does not; None: nothing."""
+    notes = []
+    if column.kind is Kind.DECIMAL:
+        notes = _decimal_loss(column, dialect)
+    elif column.kind is Kind.FLOAT:
+        notes = [f"NaN, infinities and {_BEYOND} are stored as S; -0.0 becomes 0"]
+    elif column.kind is Kind.JSON:
+        notes = ["of members with the same name the last one counts; what is nested deeper than 31 levels, and numbers "
+                 "that a Number can't hold, are stored as S"]  # fmt: skip
+    if dialect == "sqlite":
+        unfit = "text" if column.kind is Kind.BYTES else "a blob, or text that is not UTF-8,"
+        notes.append(f"SQLite lets it hold anything: numbers are N, texts S; {unfit} becomes a dead letter")
+    return "; ".join(notes) or None
+
+
+def _decimal_loss(column: Column, dialect: str) -> list[str]:
+    declared = _PRECISION.search(column.type)
+    precision, scale = (0, 0) if declared is None else (int(declared[1]), int(declared[2] or 0))
+    if precision > NUMBER_DIGITS_MAX:
+        return ["a Number of DynamoDB holds 38 digits: stored as text, which sorts and adds up otherwise"]
+    notes = []
+    if declared is None:
+        notes.append(f"values of more than 38 digits, infinities and {_BEYOND} are stored as S")
+    elif precision - scale - 1 not in NUMBER_EXPONENTS or -scale not in NUMBER_EXPONENTS:
+        notes.append(f"{_BEYOND} is stored as S")
+    if dialect == "postgresql":
+        notes.append("NaN is stored as S")
+    return notes
 
 
 def key_type(column: Column) -> KeyType:
     """What a column becomes as a partition or sort key."""
-    type_, _ = attribute_type(column)
+    type_ = attribute_type(column)
     return type_ if type_ in ("N", "B") else "S"
+
+
+def key_loss(column: Column, type_: KeyType, dialect: str) -> str | None:
+    """What a column may hold that its key attribute can't; None: nothing. Rows with such keys become dead letters."""
+    if column.kind is Kind.INT and dialect != "sqlite":
+        return None
+    unfit = "what a Number can't hold" if type_ == "N" else "an empty value, or one longer than DynamoDB's keys,"
+    other = ", or what is of another type," if dialect == "sqlite" else ""
+    return f"{unfit}{other} becomes a dead letter"
 
 
 def table_names(schemas: Sequence[TableSchema], prefix: str) -> dict[str, str]:
@@ -156,7 +190,7 @@ class ItemForm:
         self._names_bytes = 64 + sum(len(name.encode()) + 24 for name in columns)
         kept = {attribute.name for attribute in self.key_attributes}
         self._encoders = [
-            (index, column.name, _ENCODERS[column.kind] if attribute_type(column)[0] != "S" else _text_or_other)
+            (index, column.name, _ENCODERS[column.kind] if attribute_type(column) != "S" else _text_or_other)
             for index, column in enumerate(schema.columns)
             if column.name not in kept
         ]

@@ -15,6 +15,7 @@ from upwell.items import (
     ItemForm,
     KeyAttribute,
     KeyTemplates,
+    attribute_loss,
     attribute_type,
     fits_number,
     key_type,
@@ -104,9 +105,20 @@ def test_null_is_absent_or_kept() -> None:
     ],
 )
 def test_the_plan_says_what_a_column_becomes(column: Column, type_: str, warned: bool) -> None:
-    assert attribute_type(column)[0] == type_
-    assert (attribute_type(column)[1] is not None) is warned
+    assert attribute_type(column) == type_
+    assert (attribute_loss(column, "sqlserver") is not None) is warned
     assert key_type(column) == (type_ if type_ in "NB" else "S")
+
+
+def test_the_plan_says_what_else_a_decimal_may_hold() -> None:
+    def said(type_: str, dialect: str = "postgresql") -> str | None:
+        return attribute_loss(Column("c", type_, Kind.DECIMAL), dialect)
+
+    assert said("decimal(12,2)", "sqlserver") is None
+    assert said("numeric(12,2)") == "NaN is stored as S"
+    assert "1E-130" in str(said("numeric(3,200)"))
+    assert "1E-130" in str(said("numeric(38,-100)"))
+    assert "dead letter" in str(said("DECIMAL(12,2)", "sqlite"))
 
 
 @given(st.decimals(allow_nan=False, allow_infinity=False) | st.integers().map(Decimal))

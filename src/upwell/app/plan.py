@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ from upwell.app.logs import visible
 from upwell.app.tables import show
 from upwell.clock import SystemClock
 from upwell.config import Pipeline
-from upwell.items import attribute_type
+from upwell.items import KeyType, attribute_loss, attribute_type, key_loss
 from upwell.model import Column, Kind, TableSchema
 from upwell.tablepatterns import folded
 from upwell.targets.postgres_tables import target_name
@@ -43,7 +43,7 @@ def plan(pipeline: Pipeline) -> list[dict[str, Any]]:
     with closing(build.source_parts(pipeline).open(SystemClock())) as source:
         tables = [(table, source.estimate(table.table)) for table in source.tables()]
     leaving = {table.table: mapping.schema(table) for table, _ in tables}
-    names = _targets(pipeline, list(leaving.values()))
+    names, keys = _targets(pipeline, list(leaving.values()))
     return [
         {
             "table": table.table,
@@ -52,7 +52,7 @@ def plan(pipeline: Pipeline) -> list[dict[str, Any]]:
             "key": list(leaving[table.table].key),
             "snapshot": mapping.snapshot(table.table),
             "filter": _filter(pipeline, table),
-            "columns": list(_columns(pipeline, table, leaving[table.table])),
+            "columns": list(_columns(pipeline, table, leaving[table.table], keys.get(table.table, {}))),
         }
         for table, rows in tables
     ]
@@ -63,22 +63,27 @@ def _filter(pipeline: Pipeline, table: TableSchema) -> str | None:
     return None if rule is None or rule.where is None else rule.where.text
 
 
-def _targets(pipeline: Pipeline, schemas: Sequence[TableSchema]) -> dict[str, str]:
-    """source table → where its rows end up."""
+def _targets(
+    pipeline: Pipeline, schemas: Sequence[TableSchema]
+) -> tuple[dict[str, str], dict[str, Mapping[str, KeyType]]]:
+    """source table → where its rows end up; and in DynamoDB the attributes of its key, by name."""
     if pipeline.config.destination is None:
-        return {schema.table: "(no destination)" for schema in schemas}
+        return {schema.table: "(no destination)" for schema in schemas}, {}
     kind = pipeline.destination().kind
     if kind == "dynamodb":
         with closing(build.dynamodb_sink(pipeline, SystemClock(), schemas)) as sink:
-            return {table: f"DynamoDB table {name}" for table, name in sink.learn(schemas).items()}
+            tables = {table: f"DynamoDB table {name}" for table, name in sink.learn(schemas).items()}
+            return tables, {schema.table: dict(sink.form(schema).key_attributes) for schema in schemas}
     if kind == "kinesis" and pipeline.config.subscriber is not None:
-        return {schema.table: f"table {target_name(schema)}" for schema in schemas}
+        return {schema.table: f"table {target_name(schema)}" for schema in schemas}, {}
     settings = pipeline.destination().kinesis
     to = "standard output" if settings is None else f"stream {settings.stream}"
-    return {schema.table: to for schema in schemas}
+    return {schema.table: to for schema in schemas}, {}
 
 
-def _columns(pipeline: Pipeline, source: TableSchema, leaving: TableSchema) -> Iterator[dict[str, Any]]:
+def _columns(
+    pipeline: Pipeline, source: TableSchema, leaving: TableSchema, key: Mapping[str, KeyType]
+) -> Iterator[dict[str, Any]]:
     """The columns that leave; a mask or another name shows beside the source's."""
     rule = next((rule for rule in pipeline.rules if rule.matches(source.table, source.dialect)), None)
     renamed = {} if rule is None else {new: old for old, new in rule.rename.items()}
@@ -86,7 +91,7 @@ def _columns(pipeline: Pipeline, source: TableSchema, leaving: TableSchema) -> I
     types = {folded(column.name, source.dialect): column.type for column in source.columns}
     for column in leaving.columns:
         name = renamed.get(column.name, column.name)
-        type_, warning = _target_type(pipeline, column, leaving)
+        type_, warning = _target_type(pipeline, column, leaving, key)
         yield {
             "column": name,
             "type": types.get(folded(name, source.dialect), column.type),
@@ -98,11 +103,14 @@ def _columns(pipeline: Pipeline, source: TableSchema, leaving: TableSchema) -> I
         }
 
 
-def _target_type(pipeline: Pipeline, column: Column, schema: TableSchema) -> tuple[str | None, str | None]:
+def _target_type(
+    pipeline: Pipeline, column: Column, schema: TableSchema, key: Mapping[str, KeyType]
+) -> tuple[str | None, str | None]:
     destination = pipeline.config.destination
     if destination is not None and destination.kind == "dynamodb":
-        type_, warning = attribute_type(column)
-        return type_, warning
+        if column.name in key:
+            return key[column.name], key_loss(column, key[column.name], schema.dialect)
+        return attribute_type(column), attribute_loss(column, schema.dialect)
     if destination is not None and destination.kind == "kinesis" and pipeline.config.subscriber is not None:
         return target_type(column, schema.dialect)
     return None, None

@@ -23,6 +23,7 @@ _SETTINGS: Final[Mapping[str, str]] = {
     "IntervalStyle": "postgres",
     "extra_float_digits": "1",
     "bytea_output": "hex",
+    "lc_monetary": "C",  # in which the target reads money: elsewhere 12,34 is 12.34
     "standard_conforming_strings": "on",
     "search_path": "pg_catalog",  # so that format_type() names the schema of every type but PostgreSQL's own
     "statement_timeout": "0",

@@ -1,7 +1,7 @@
 """PostgreSQL's text values as values of the wire: one decoder per type, for stream and snapshot alike.
 
-The text is what the type's output function gives with DateStyle ISO, TimeZone UTC, bytea_output hex and
-extra_float_digits 1 (postgres_session.py sets them for every connection).
+The text is what the type's output function gives with DateStyle ISO, TimeZone UTC, bytea_output hex, lc_monetary C
+and extra_float_digits 1 (postgres_session.py sets them for every connection).
 """
 
 from __future__ import annotations

@@ -36,6 +36,8 @@ SET IntervalStyle TO 'postgres';
 SET extra_float_digits TO 1;
 SET bytea_output TO 'hex';
 SET lc_monetary TO 'C';
+SET xmloption TO content;
+SET array_nulls TO on;
 SET jit TO off;
 SET statement_timeout TO '{STATEMENT_TIMEOUT_S}s';
 SET lock_timeout TO '{LOCK_TIMEOUT_S}s';

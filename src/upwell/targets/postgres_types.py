@@ -46,6 +46,7 @@ _POSTGRES_TYPE: Final = re.compile(
     r"(?: (?:year|month|day|hour|minute|second|to| )+)?"  # an interval's fields
     r" ?(\(-?\d+(?:, ?-?\d+)?\))?( with(?:out)? time zone)?((?:\[\])*)"
 )
+_TEXTS: Final = ("CHAR", "CLOB", "TEXT")  # where SQLite makes texts of numbers itself
 _SIZED: Final = re.compile(r"\s*([a-z][a-z0-9_]*)\s*(?:\(\s*(\d+)\s*(?:,\s*(\d+)\s*)?\))?(.*)", re.IGNORECASE)
 
 
@@ -63,23 +64,21 @@ def _from_postgres(column: Column) -> tuple[str, str | None]:
     if known:
         name, _size, zone, _array = known.groups()
         if (name + (zone or "")).replace(" ", "_") in _BUILT_IN:
-            return column.type, None
+            # PostgreSQL prints a document without the encoding that it declares, and so it is in the log.
+            return column.type, "the declaration <?xml …?> of a document may be left out" if name == "xml" else None
     fallback = _BY_KIND[column.kind]
     return fallback, f"{column.type} is a type of the source's own: {fallback} holds its text"
 
 
 def _from_sqlite(column: Column) -> tuple[str, str | None]:
     """SQLite's types are advice, so sizes that it does not enforce are not enforced in the target either."""
-    kind, name = column.kind, column.type.upper()
-    if kind is Kind.OTHER and "BLOB" in name:
-        return "bytea", None
-    warning = None
-    if kind is not Kind.TEXT and kind is not Kind.OTHER:
-        warning = (
-            f"SQLite lets a column of type {column.type} hold anything:"
-            f" values that {_BY_KIND[kind]} can't hold become dead letters"
-        )
-    return _BY_KIND[kind], warning
+    type_ = _BY_KIND[column.kind]
+    what = f"a column of type {column.type}" if column.type else "a column without a type"
+    if column.kind in (Kind.TEXT, Kind.OTHER):
+        numbers = "" if any(part in column.type.upper() for part in _TEXTS) else " numbers become text;"
+        unfit = "blobs, and text with a NUL or that is not UTF-8,"
+        return type_, f"SQLite lets {what} hold anything:{numbers} {unfit} become dead letters"
+    return type_, f"SQLite lets {what} hold anything: values that {type_} can't hold become dead letters"
 
 
 def _from_sized(column: Column) -> tuple[str, str | None]:
