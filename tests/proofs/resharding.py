@@ -1,8 +1,8 @@
 """Shards are split and merged under load, on kinesalite and on our stand-in: 0 wrong rows, 0 dead letters, 0 holes.
 
 Two shards become four and two again, over and over; on kinesalite at random places of the hash keys, on the stand-in
-by UpdateShardCount; with two subscribers, one of them started by mistake, and with none, so that parents and children
-wait with much to read. The target is watched: no row goes back in time.
+by UpdateShardCount and with AWS's limits; with two subscribers, one of them started by mistake, and with none, so that
+parents and children wait with much to read. The target is watched: no row goes back in time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WRITES_PER_S: Final = 40
 FEW_SHARDS: Final = 2
 MANY_SHARDS: Final = 4
 # Kinesis goes on to take records by the old shards while it makes new ones. AWS needs half a minute.
-CHANGE_S: Final = 1.0
+CHANGE_S: Final = 0.5
 ACTIVE_S: Final = 30.0
 
 
@@ -50,7 +50,7 @@ FULL: Final = Size(events_per_s=5_000, keys=20_000, rounds=3, pause_s=8, watch_e
 def run(servers: Servers, folder: Path, size: Size) -> Figures:
     """One service after the other, each with databases of its own."""
     figures: dict[str, str] = {}
-    with StandinKinesis(change_s=CHANGE_S) as standin:
+    with StandinKinesis(limits=1, change_s=CHANGE_S) as standin:
         for name, endpoint in (("kinesalite", servers.kinesis), ("stand-in", standin.url)):
             place = folder / name
             place.mkdir()
