@@ -10,6 +10,7 @@ import re
 import sys
 import traceback
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, Final, Literal
 
 import click
@@ -66,8 +67,10 @@ class _ToStandardError(logging.Handler):
     """To what standard error is at the moment: progress bars put themselves in between, below the lines."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        sys.stderr.write(self.format(record) + "\n")
-        sys.stderr.flush()
+        # Where the disk of the log is full, or nobody reads it any more, what is to be done goes on all the same.
+        with suppress(OSError):
+            sys.stderr.write(self.format(record) + "\n")
+            sys.stderr.flush()
 
 
 _lines = _Lines("text")
