@@ -167,6 +167,7 @@ def findings(url: str, *, tables: Sequence[TableSelection], slot: str, publicati
     try:
         with closing(connect(url)) as sql, translated(url):
             found.append(Finding("pass", "UW-PG-007", f"PostgreSQL at {address(url)} lets us in."))
+            found.append(_encryption(sql))
             catalog = Catalog(sql, tables, publication)
             found.extend(_server(sql, catalog))
             found.append(_replication(url))
@@ -179,6 +180,21 @@ def findings(url: str, *, tables: Sequence[TableSelection], slot: str, publicati
     except UpwellError as error:
         found.append(Finding.of_error(error))
     return found
+
+
+def _encryption(sql: psycopg.Connection[tuple[Any, ...]]) -> Finding:
+    """libpq encrypts by itself where the server can, and checks whose certificate it is only where it is told to."""
+    host = sql.info.hostaddr
+    if not host or host == "::1" or host.startswith("127."):
+        return Finding("pass", "UW-PG-050", "The connection to the source does not leave this machine.")
+    remedy = "Add ?sslmode=verify-full&sslrootcert=FILE to source.url."
+    if not sql.pgconn.ssl_in_use:
+        return Finding("warn", "UW-PG-050", "The connection to the source is not encrypted.", remedy)
+    mode = next((option.val for option in sql.pgconn.info if option.keyword == b"sslmode"), None)
+    if mode not in (b"verify-full", b"verify-ca"):
+        sentence = "The connection to the source is encrypted, but whose certificate it is was not checked."
+        return Finding("warn", "UW-PG-050", sentence, remedy)
+    return Finding("pass", "UW-PG-050", "The connection to the source is encrypted, and its certificate was checked.")
 
 
 def _replication(url: str) -> Finding:

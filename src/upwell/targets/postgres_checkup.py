@@ -41,12 +41,15 @@ def findings(
 
 
 def _encryption(session: Session) -> Finding:
-    if session.encrypted:
-        return Finding("pass", "UW-PT-101", "The connection to the target is encrypted.")
     if session.local:
         return Finding("pass", "UW-PT-101", "The connection to the target does not leave this machine.")
     remedy = "Add ?sslmode=verify-full&sslrootcert=FILE to subscriber.target."
-    return Finding("warn", "UW-PT-101", "The connection to the target is not encrypted.", remedy)
+    if not session.encrypted:
+        return Finding("warn", "UW-PT-101", "The connection to the target is not encrypted.", remedy)
+    if not session.verified:
+        sentence = "The connection to the target is encrypted, but whose certificate it is was not checked."
+        return Finding("warn", "UW-PT-101", sentence, remedy)
+    return Finding("pass", "UW-PT-101", "The connection to the target is encrypted, and its certificate was checked.")
 
 
 def _writable(session: Session) -> Finding:

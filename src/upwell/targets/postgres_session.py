@@ -111,6 +111,12 @@ class Session:
         return bool(self._connection.pgconn.ssl_in_use)
 
     @property
+    def verified(self) -> bool:
+        """Whether it was checked whose certificate it is."""
+        modes = [option.val for option in self._connection.pgconn.info if option.keyword == b"sslmode"]
+        return modes in ([b"verify-full"], [b"verify-ca"])
+
+    @property
     def local(self) -> bool:
         """Whether the server is on this machine."""
         address = self._connection.info.hostaddr
