@@ -6,11 +6,17 @@ against AWS: a few minutes, and a few cents.
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from lab.parts import StandinDynamoDb
-from tests.contract.dynamodb_service_contract import Deviation, DynamoDbServiceContract, DynamoDbThrottlingContract
+from tests.contract.dynamodb_service_contract import (
+    Deviation,
+    DynamoDbServiceContract,
+    DynamoDbThrottlingContract,
+    refused,
+)
 
 OTHER = "UPWELL_TEST_DYNAMODB_URL" in os.environ
 DYNAMODB_LOCAL = frozenset[Deviation]({"never throttles", "one table for names that differ by case"})
@@ -47,6 +53,11 @@ class TestStandin(DynamoDbServiceContract):
     @classmethod
     def endpoint(cls, standin_dynamodb_endpoint: str) -> str:
         return standin_dynamodb_endpoint
+
+    def test_what_it_does_not_know_it_refuses(self, client: Any, table: str) -> None:
+        assert refused(lambda: client.scan(TableName=table, Segment=0, TotalSegments=2)) == "NotInStandin"
+        nested = {"ConditionExpression": "attribute_exists(a.b)"}
+        assert refused(lambda: client.put_item(TableName=table, Item={"id": {"S": "1"}}, **nested)) == "NotInStandin"
 
 
 class TestStandinWithLimits(DynamoDbThrottlingContract):

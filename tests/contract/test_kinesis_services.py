@@ -15,7 +15,12 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.padding import PKCS7
 
 from lab.parts import StandinKinesis
-from tests.contract.kinesis_service_contract import Deviation, KinesisServiceContract, KinesisThrottlingContract
+from tests.contract.kinesis_service_contract import (
+    Deviation,
+    KinesisServiceContract,
+    KinesisThrottlingContract,
+    refused,
+)
 
 TOO_OLD_S = 301
 # Kinesalite's own, published in its source: with them a test makes an iterator that is older than the server.
@@ -75,6 +80,11 @@ class TestStandin(KinesisServiceContract):
     def expired_iterator(self, client: Any, stream: str, shard: str) -> str:
         words = f"{time.time() - TOO_OLD_S}/{stream}/{shard}/0"
         return base64.b64encode(words.encode()).decode()
+
+    def test_what_it_does_not_know_it_refuses(self, client: Any, stream: str) -> None:
+        assert (
+            refused(lambda: client.list_shards(StreamName=stream, ShardFilter={"Type": "AT_LATEST"})) == "NotInStandin"
+        )
 
 
 class TestStandinWithLimits(KinesisThrottlingContract):

@@ -122,7 +122,7 @@ class TestLimits:
 
 
 class TestAnswers:
-    """What no stand-in does: throttles, and calls that fail in part."""
+    """What kinesalite never gives: throttles, and calls that fail in part."""
 
     @pytest.mark.parametrize("seed", range(3))
     def test_each_parcel_gets_its_records_answer(self, seed: int) -> None:
