@@ -129,6 +129,26 @@ def test_failed_lanes_back_off_by_themselves_and_a_failed_call_all_of_them() -> 
     assert wake_at > now + BACKOFF_LANE_MAX_S
 
 
+def test_calls_that_fail_together_are_one_failure() -> None:
+    """Else a moment without the Internet would cost as many doublings of the wait as there are calls under way."""
+    longest = {}
+    for calls in (1, 3):
+        it = delivery(lanes=4)
+        it.offer([marker(lane) for lane in range(calls)], "mark")
+        now, waits = 0.0, []
+        for _ in range(6):
+            parcels = it.take(now)
+            assert len(parcels) == calls
+            for parcel in parcels:
+                it.fail([parcel], AWAY, now)
+            wake_at = it.wake_at(now)
+            assert wake_at is not None
+            waits.append(wake_at - now)
+            now = wake_at
+        longest[calls] = waits
+    assert longest[3] == longest[1]
+
+
 def test_a_lane_of_which_a_part_gets_through_waits_no_longer_each_time() -> None:
     """So that a throttled lane is not left alone for half a minute with a few writes left."""
     longest = {}

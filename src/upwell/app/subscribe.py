@@ -11,7 +11,7 @@ from typing import Final
 from upwell.app import build
 from upwell.app.running import give_memory_back, told_to_stop
 from upwell.config import Pipeline
-from upwell.pipeline.subscriber import Subscriber, Totals
+from upwell.pipeline.subscriber import Subscriber
 
 log = logging.getLogger("upwell.subscriber")
 
@@ -25,7 +25,7 @@ def subscribe(pipeline: Pipeline, *, once: bool) -> None:
         log.info("subscribing as %s", pipeline.name)
         with _reporting(subscriber):
             subscriber.run(once=once)
-        log.info("%s; %s", "done" if once else "stopped", _text(subscriber.totals))
+        log.info("%s; %s", "done" if once else "stopped", _text(subscriber))
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def _reporting(subscriber: Subscriber) -> Iterator[None]:
     def report() -> None:
         said = ""
         while not over.wait(LOG_EVERY_S):
-            now = _text(subscriber.totals)
+            now = _text(subscriber)
             if now != said:
                 log.info("%s", now)
                 said = now
@@ -50,8 +50,9 @@ def _reporting(subscriber: Subscriber) -> Iterator[None]:
         thread.join()
 
 
-def _text(totals: Totals) -> str:
-    """Numbers that are not zero."""
+def _text(subscriber: Subscriber) -> str:
+    """Numbers that are not zero, and what is wrong at the moment."""
+    totals, trouble = subscriber.totals, subscriber.troubles.last
     named = {
         "applied before": totals.skipped,
         "dead letters": totals.dead_letters,
@@ -60,4 +61,4 @@ def _text(totals: Totals) -> str:
         "records of other pipelines": totals.foreign,
     }
     text = f"{totals.events} events received" + "".join(f", {n} {what}" for what, n in named.items() if n)
-    return f"{text}; {totals.last_error}" if totals.last_error else text
+    return f"{text}; {trouble}" if trouble else text

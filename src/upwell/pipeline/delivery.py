@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
 from collections import deque
@@ -17,7 +18,10 @@ from zlib import crc32
 from upwell.errors import TransientError, UpwellError
 from upwell.failpoints import failpoint
 from upwell.model import ChangeEvent, LaneItem, Rejection
+from upwell.pipeline.troubles import Troubles
 from upwell.ports import Clock, Parcel, Sink
+
+log = logging.getLogger("upwell.publisher")
 
 # Full jitter: a wait is drawn from 0 to the backoff, which doubles from the first to the last of these.
 BACKOFF_FIRST_S = 0.1
@@ -215,8 +219,9 @@ class Delivery(Generic[Mark]):
                 self._arrived(self._lanes[parcel.lane])
             if isinstance(error, TransientError):
                 self.last_error = error
-                self._service_ready_at = now + self._backoff(self._service_failures, BACKOFF_SERVICE_MAX_S)
-                self._service_failures += 1
+                if now >= self._service_ready_at:  # calls that fail together are one failure
+                    self._service_ready_at = now + self._backoff(self._service_failures, BACKOFF_SERVICE_MAX_S)
+                    self._service_failures += 1
             else:
                 self._failure = error
             self.changed.notify_all()
@@ -299,6 +304,9 @@ def _weight(item: LaneItem) -> int:
     return EVENT_OVERHEAD_BYTES
 
 
+_CALLS = "calls"  # any sender's success means that the way is open to all
+
+
 class DeliveryThreads:
     """Threads that send what a Delivery hands out, several calls at a time: they hide the wire's latency."""
 
@@ -307,6 +315,7 @@ class DeliveryThreads:
         self._sink = sink
         self._clock = clock
         self._stopping = False
+        self._troubles = Troubles(log, clock, "the destination answers again")
         self._crash: BaseException | None = None
         self._threads = [threading.Thread(target=self._work, name=f"sender-{n}", daemon=True) for n in range(threads)]
         for thread in self._threads:
@@ -344,15 +353,26 @@ class DeliveryThreads:
         try:
             answers = self._sink.send(sendable) if sendable else []
         except UpwellError as error:
+            if isinstance(error, TransientError):
+                self._troubles.met(_CALLS, error)
             self._delivery.fail(parcels, error, self._clock.monotonic())
             return
         failpoint("delivery.sent")
+        self._note(answers)
         left = iter(answers)
         self._delivery.settle(
             parcels,
             [None if parcel.body is None else next(left) for parcel in parcels],
             self._clock.monotonic(),
         )
+
+    def _note(self, answers: Sequence[TransientError | None]) -> None:
+        """As long as anything gets through, what does not is a lane's own affair."""
+        failed = [error for error in answers if error is not None]
+        if len(failed) < len(answers):
+            self._troubles.over(_CALLS)
+        elif failed:
+            self._troubles.met(_CALLS, failed[0])
 
     def _wait(self) -> None:
         with self._delivery.changed:

@@ -18,6 +18,7 @@ from upwell.envelope import unpacked_size
 from upwell.errors import TransientError
 from upwell.failpoints import failpoint
 from upwell.pipeline.applier import Applied, Applier
+from upwell.pipeline.troubles import Troubles
 from upwell.ports import Clock, ShardCheckpoints
 
 log = logging.getLogger("upwell.subscriber")
@@ -94,7 +95,6 @@ class Totals:
     swept: int = 0
     holes: int = 0
     foreign: int = 0
-    last_error: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, applied: Applied) -> None:
@@ -158,6 +158,7 @@ class Subscriber:
         self._damaged = threading.Event()  # a repair has just been asked for
         self._crash: BaseException | None = None
         self.totals = Totals()
+        self.troubles = Troubles(log, clock, "the trouble is over")
 
     def run(self, *, once: bool = False) -> None:
         """Until stopped; with `once` until the stream's end as of now. Raises what a person must act on."""
@@ -217,6 +218,7 @@ class Subscriber:
             try:
                 if self._read_once(shard, place):
                     return
+                self._well_again()
                 failures = 0
             except TransientError as error:
                 place.start_anew()
@@ -277,15 +279,21 @@ class Subscriber:
         failures = 0
         while True:
             try:
-                return work()
+                done = work()
             except TransientError as error:
                 self._back_off(error, failures)
                 failures += 1
                 if self._stop.is_set() or failures == attempts_max:
                     return None
+            else:
+                self._well_again()
+                return done
+
+    def _well_again(self) -> None:
+        self.troubles.over(threading.current_thread().name)
 
     def _back_off(self, error: TransientError, failures: int) -> None:
-        self.totals.last_error = str(error)
+        self.troubles.met(threading.current_thread().name, error)
         self._clock.sleep(self._rng.random() * min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2.0 ** min(failures, 30)))
 
 
