@@ -166,7 +166,7 @@ class Stream:
                 self.merge(shard, self.shard_of(shard.last + 1))
 
     def listed(self) -> list[Shard]:
-        """The shards that take records or still hold some; closed ones stay for the retention period."""
+        """All of them, less what is past the retention period; AWS lists no closed shard that is empty by that."""
         for shard in self.shards:
             shard.forget(time.time() - self.retention_h * 3600)
         return self.shards
