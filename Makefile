@@ -19,7 +19,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 # recipe: the shell lets the first half of a bare `a && b` fail.
 timed = echo "==> $(1)"; SECONDS=0; ($(2)); echo "    $(1): $${SECONDS} s"
 
-.PHONY: help setup parts demo test check lint types unit bench lab prove simulate lock clean
+.PHONY: help setup parts demo test check lint types unit bench lab prove chaos simulate lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ lab: parts ## run the local servers until Ctrl-C; prints their addresses as one 
 
 prove: parts ## the proofs in full, with figures into bench/results; hours (ARGS="wire outage")
 	@$(BIN)/python -m tests.proofs $(ARGS)
+
+chaos: parts ## half an hour of all faults at once; prints its seed (ARGS="--minutes 5 --seed 7")
+	@$(BIN)/python -m tests.proofs.chaos $(ARGS)
 
 simulate: setup ## run the pipeline through SEEDS random failures
 	@$(BIN)/python -m tests.simulation --seeds $(SEEDS) $(ARGS)

@@ -11,7 +11,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -66,6 +66,9 @@ class PostgresRows:
             return {row[1:]: row[0] for row in self._watching.execute(f"SELECT state, {columns} FROM {table}")}
         except psycopg.errors.UndefinedTable:
             return {}
+        except psycopg.OperationalError:
+            self._watching = None
+            raise
 
     def close(self) -> None:
         if self._watching is not None:
@@ -256,6 +259,7 @@ class Watch:
     tables: Sequence[str] = TABLES
     making_way: Sequence[str] = ()
     pause_s: float = 0.01
+    restarts: bool = False  # the target may go away, and comes back
     reads: int = 0
     changes_seen: int = 0
     _went_back: list[str] = field(default_factory=list)
@@ -279,9 +283,10 @@ class Watch:
     def _run(self) -> None:
         try:
             while not self._stop.wait(self.pause_s):
-                for table in self.tables:
-                    self._look(table, self.target.states(table))
-                self.reads += 1
+                with suppress(psycopg.OperationalError) if self.restarts else nullcontext():
+                    for table in self.tables:
+                        self._look(table, self.target.states(table))
+                    self.reads += 1
         except BaseException as error:
             self._error = error
 
@@ -294,5 +299,6 @@ class Watch:
             self.changes_seen += state != before
             if state < before or (state == before and not there and table not in self.making_way):
                 how = "" if there else ", after it was gone"
-                self._went_back.append(f"{table} {key}: from state {before} to {state}{how}")
+                at = datetime.now(UTC).isoformat()
+                self._went_back.append(f"{table} {key}: from state {before} to {state}{how}, seen at {at}")
             self._seen[table, key] = state, True

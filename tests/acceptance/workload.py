@@ -13,7 +13,7 @@ import string
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any, ClassVar, Literal, LiteralString, Protocol
 
 import psycopg
@@ -92,16 +92,26 @@ class Workload:
     """One writer. Equal seeds do the same; writers with different numbers never touch the same keys."""
 
     def __init__(self, url: str, seed: int, writer: int = 0) -> None:
+        self._url = url
         self._connection = connect(url)
         self._dialect = dialect_of(url)
         self._random = random.Random(f"{seed}/{writer}")
         self._writer = writer
         self._state = self._emails = 0
+        self._keeps_ledger = False
         self._keys: dict[str, set[Key]] = {table: set() for table in KEYS}
         self.transactions = 0
 
     def close(self) -> None:
         self._connection.close()
+
+    def recover(self) -> None:
+        """After the server went away, perhaps in the middle of a commit: connects and looks which rows there are."""
+        self._connection.close()
+        self._connection = connect(self._url)
+        for table, key in KEYS.items():
+            found = self._connection.execute(f"SELECT {', '.join(key)} FROM {table}").fetchall()
+            self._keys[table] = {tuple(row) for row in found if self._owns(table, tuple(row))}
 
     def wait_for_standbys(self) -> None:
         """From now on each commit waits until PostgreSQL's synchronous standby has it."""
@@ -118,6 +128,7 @@ class Workload:
         if marks:
             self._connection.execute(f"INSERT INTO ledger VALUES {marks}")
         self._keys["ledger"] = {(number,) for number in numbers}
+        self._keeps_ledger = ledger_rows > 0
         self._connection.execute("COMMIT")
 
     def transaction(self) -> None:
@@ -304,6 +315,16 @@ class Workload:
             return (_WAREHOUSES[number % len(_WAREHOUSES)], product)
         return (f"{'Ää Ω'[number % 4]}{self._writer}-{number}",)
 
+    def _owns(self, table: str, key: Key) -> bool:
+        """Whether `_key` or `fill` gave this key to this writer."""
+        if table == "item":
+            return bool((key[0] + 5) // 2**40 == self._writer)
+        if table == "ledger":
+            return self._keeps_ledger and 0 < key[0] < 10**6 + KEYS_MAX
+        if table == "stock":
+            return bool(key[1] // 1000 == self._writer)
+        return bool(key[0].rpartition("-")[0].lstrip("Ää Ω") == str(self._writer))
+
     def _state_of_its_own(self) -> dict[str, Any]:
         self._state += 1
         return {"state": self._state}
@@ -341,8 +362,10 @@ class Workload:
 class Writing:
     """A thread that runs a workload until told to stop, at about `per_s` transactions a second."""
 
-    def __init__(self, workload: Workload, per_s: float) -> None:
+    def __init__(self, workload: Workload, per_s: float, *, patient: bool = False) -> None:
+        """`patient`: PostgreSQL may go away, and comes back."""
         self._workload = workload
+        self._patient = patient
         self._pause_s = 1 / per_s
         self._stop = threading.Event()
         self._due: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -383,11 +406,23 @@ class Writing:
             while not self._stop.is_set():
                 while not self._due.empty():
                     self._due.get()()
-                self._workload.transaction()
+                self._transaction()
                 due = max(due + self._pause_s, time.monotonic() - 1)
                 self._stop.wait(max(0.0, due - time.monotonic()))
         except BaseException as error:
             self._error = error
+
+    def _transaction(self) -> None:
+        try:
+            self._workload.transaction()
+            return
+        except psycopg.OperationalError:
+            if not self._patient:
+                raise
+        while not self._stop.wait(0.1):
+            with suppress(psycopg.OperationalError):
+                self._workload.recover()
+                return
 
 
 class SteadyWriting:
