@@ -19,7 +19,7 @@ import orjson
 
 from upwell.aws_errors import passes_by_itself, translate
 from upwell.errors import ConfigError, OperatorError, TransientError, UpwellError
-from upwell.http1 import ANSWER_S, CONNECT_S, READ_S, Answer, Connection, Proxy, Route, trust
+from upwell.http1 import ANSWER_S, CONNECT_S, READ_S, Answer, Connection, Proxy, Route, Waiting, trust
 from upwell.sigv4 import Keys, Signer
 
 # From this on requests are signed with AWS's time: it refuses those that are five minutes off.
@@ -154,29 +154,41 @@ class AwsService:
         keys: Keys,
         connections: list[Connection],
     ) -> list[dict[str, Any] | UpwellError]:
-        """Request i goes over connection i modulo their number, after that connection's last answer was read."""
+        """A request goes over the next connection that is free, so that a slow answer holds back nothing but itself.
+
+        Where one does not come at all, no more are sent: each would wait as long.
+        """
         answers: list[dict[str, Any] | UpwellError] = [_UNSENT] * len(payloads)
-        width = len(connections)
+        free = list(range(len(connections)))
+        slots: dict[int, int] = {}  # request → connection
+        waiting = Waiting()
         failure: UpwellError | None = None
-        sent = 0
-        for index in range(len(payloads) + width):
-            slot, due = index % width, index - width
-            if 0 <= due < sent and answers[due] is _UNSENT:
-                answers[due] = self._receive(connections[slot], keys)
-            if index >= len(payloads) or failure is not None:
-                continue
-            if not connections[slot].alive():
-                connections[slot].close()
-                made = self._connect()
-                if isinstance(made, UpwellError):
-                    failure = made
-                    continue
-                connections[slot] = made
-            sent = index + 1
-            lost = self._send(connections[slot], target, payloads[index], keys)
-            if lost is not None:
-                answers[index] = lost
-        return [failure if answer is _UNSENT and failure is not None else answer for answer in answers]
+        index = 0
+        while True:
+            while free and index < len(payloads) and failure is None:
+                slot = free.pop()
+                if not connections[slot].alive():
+                    connections[slot].close()
+                    made = self._connect()
+                    if isinstance(made, UpwellError):
+                        failure = made
+                        break
+                    connections[slot] = made
+                lost = self._send(connections[slot], target, payloads[index], keys)
+                if lost is None:
+                    slots[index] = slot
+                    waiting.add(connections[slot], index)
+                else:
+                    answers[index] = lost
+                    free.append(slot)
+                index += 1
+            if not waiting:
+                return [failure if answer is _UNSENT and failure is not None else answer for answer in answers]
+            for connection, due in waiting.next():
+                answers[due] = answer = self._receive(connection, keys)
+                free.append(slots.pop(due))
+                if isinstance(answer, UpwellError) and isinstance(answer.__cause__, TimeoutError):
+                    failure = answer
 
     def _send(
         self, connection: Connection, target: str, payload: Mapping[str, Any] | bytes, keys: Keys

@@ -350,6 +350,41 @@ class Connection:
                 return body
 
 
+class Waiting:
+    """Connections whose answers are awaited, each with a number: which of them are to be received next?"""
+
+    def __init__(self) -> None:
+        self._poll = select.poll() if hasattr(select, "poll") else None  # Windows has none
+        self._by_file: dict[int, tuple[Connection, int]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._by_file)
+
+    def add(self, connection: Connection, number: int) -> None:
+        """After its request was sent."""
+        file = connection._socket.fileno()
+        self._by_file[file] = connection, number
+        if self._poll is not None:
+            self._poll.register(file, select.POLLIN)
+
+    def next(self) -> list[tuple[Connection, int]]:
+        """Those whose answer comes in; where none does, those that have waited for too long. No longer awaited."""
+        since = min(connection._since for connection, _ in self._by_file.values())
+        files = self._readable(max(0.0, since + READ_S - time.monotonic()))
+        if not files:
+            overdue = time.monotonic() - READ_S
+            files = [file for file, (connection, _) in self._by_file.items() if connection._since <= overdue]
+        if self._poll is not None:
+            for file in files:
+                self._poll.unregister(file)
+        return [self._by_file.pop(file) for file in files]
+
+    def _readable(self, wait_s: float) -> list[int]:
+        if self._poll is not None:
+            return [file for file, _ in self._poll.poll(wait_s * 1000)]
+        return select.select(list(self._by_file), [], [], wait_s)[0]
+
+
 def _readable(raw: socket.socket) -> bool:
     if hasattr(select, "poll"):
         poll = select.poll()

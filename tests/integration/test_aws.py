@@ -228,6 +228,34 @@ def test_silence_ends_in_time_for_all_requests_together(monkeypatch: pytest.Monk
         service.close()
 
 
+def test_where_an_answer_does_not_come_no_more_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call of a thousand writes would else wait READ_S for every four of them."""
+    monkeypatch.setattr(http1, "READ_S", 0.5)
+    with fake_service(lambda request: HANG) as fake:
+        service = connect(fake, connections_max=4)
+        answers = service.call_many("PutItem", [{}] * 1000)
+        assert {getattr(answer, "code", None) for answer in answers} == {"UW-AWS-012"}
+        assert len(fake.requests) == 4
+        service.close()
+
+
+def test_a_slow_answer_holds_back_only_itself() -> None:
+    slow = threading.Event()
+
+    def answer(request: Request) -> bytes:
+        if request.payload["n"] == 0:
+            assert slow.wait(10)
+        if request.payload["n"] == 99:
+            slow.set()
+        return echo(request)
+
+    with fake_service(answer) as fake:
+        service = connect(fake, connections_max=2)
+        answers = service.call_many("PutItem", [{"n": number} for number in range(100)])
+        assert answers == [{"echo": {"n": number}} for number in range(100)]
+        service.close()
+
+
 def test_where_nobody_listens_nothing_is_tried_further() -> None:
     with socket.create_server(("127.0.0.1", 0)) as reserved:
         port = reserved.getsockname()[1]
