@@ -24,6 +24,7 @@ ANSWER_S: Final = 120.0  # from an answer's first byte to its last
 IDLE_S_MAX: Final = 30.0  # firewalls forget idle connections without a word, some after a minute
 HEAD_BYTES_MAX: Final = 64 * 1024
 ANSWER_BYTES_MAX: Final = 16 * 1024 * 1024  # GetRecords: 10 MiB of data in base64; local stand-ins do not stop there
+_LOOK_S = 0.5  # how often those that wait are looked at for whether they have waited too long
 _SEND_BYTES = 256 * 1024  # at a time: READ_S counts anew for each
 
 
@@ -369,11 +370,11 @@ class Waiting:
 
     def next(self) -> list[tuple[Connection, int]]:
         """Those whose answer comes in; where none does, those that have waited for too long. No longer awaited."""
-        since = min(connection._since for connection, _ in self._by_file.values())
-        files = self._readable(max(0.0, since + READ_S - time.monotonic()))
-        if not files:
+        while not (files := self._readable(min(_LOOK_S, READ_S))):
             overdue = time.monotonic() - READ_S
             files = [file for file, (connection, _) in self._by_file.items() if connection._since <= overdue]
+            if files:
+                break
         if self._poll is not None:
             for file in files:
                 self._poll.unregister(file)
