@@ -96,6 +96,8 @@ def attribute_loss(column: Column, dialect: str) -> str | None:
     elif column.kind is Kind.JSON:
         notes = ["of members with the same name the last one counts; what is nested deeper than 31 levels, and numbers "
                  "that a Number can't hold, are stored as S"]  # fmt: skip
+    elif column.type == "xml":
+        notes = ["the declaration <?xml …?> of a document may be left out"]
     if dialect == "sqlite":
         unfit = "text" if column.kind is Kind.BYTES else "a blob, or text that is not UTF-8,"
         notes.append(f"SQLite lets it hold anything: numbers are N, texts S; {unfit} becomes a dead letter")

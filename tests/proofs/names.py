@@ -9,30 +9,26 @@ state.
 
 from __future__ import annotations
 
-import io
 import json
-import os
 import random
 import sqlite3
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import psycopg
 import yaml
 from boto3.dynamodb.types import TypeDeserializer
 
-from lab.parts import ACCESS_KEY_ID, REGION, SECRET_ACCESS_KEY
+from lab.parts import REGION
+from tests.acceptance.commands import Commands, surroundings
 from tests.acceptance.compare import dynamodb_client
 from tests.acceptance.pipelines import create_stream
 from tests.proofs import Figures, Servers
-from upwell.app import cli
 from upwell.model import TableName
-from upwell.pipeline import publisher
 
 
 @dataclass(frozen=True)
@@ -390,25 +386,6 @@ End = PostgresEnd | DynamoDbEnd
 # --- a pipeline ----------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Commands:
-    """The command line in this process, which is quicker than a process for each command."""
-
-    file: Path
-    count: int = 0
-
-    def __call__(self, *arguments: str, code: int = 0) -> str:
-        out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", newline="\n", write_through=True) for _ in range(2))
-        self.count += 1
-        with redirect_stdout(out), redirect_stderr(err):
-            got = cli.run([*arguments, "-c", str(self.file)])
-        printed, said = (each.buffer.getvalue().decode() for each in (out, err))
-        assert got == code, f"upwell {' '.join(arguments)[:100]} ended with {got}:\n{printed[-2000:]}\n{said[-3000:]}"
-        assert "Traceback" not in said, said
-        assert not set(said) & {"\x1b", "\u202e", "\r"}, "control characters of a name reached the terminal"
-        return printed
-
-
 def carry(
     folder: Path, place: Place, end: End, tables: Sequence[HostileTable], configuration: dict[str, Any]
 ) -> Commands:
@@ -520,25 +497,13 @@ def state_tables(file: Path | None) -> list[str]:
         return sorted(name for (name,) in found)
 
 
-@contextmanager
-def _surroundings() -> Iterator[None]:
-    """Keys for the local servers, and no waiting for writes that a publisher before us may have left behind."""
-    environ = {
-        "AWS_ACCESS_KEY_ID": ACCESS_KEY_ID,
-        "AWS_SECRET_ACCESS_KEY": SECRET_ACCESS_KEY,
-        "AWS_DEFAULT_REGION": REGION,
-    }
-    with patch.dict(os.environ, environ), patch.object(publisher, "SWEEP_AFTER_START_S", 0.0):
-        yield
-
-
 def run(servers: Servers, folder: Path, size: Size) -> Figures:
     """Every way of the size, one after the other."""
     names = hostile_names(size.names, size.seed)
     commands = tables = columns = 0
     for source, destination in size.ways:
         with ExitStack() as closing_up:
-            closing_up.enter_context(_surroundings())
+            closing_up.enter_context(surroundings())
             here = folder / f"{source}-{destination}"
             here.mkdir()
             # Case makes no difference to SQLite, and DynamoDB Local has no two tables that differ by it alone.

@@ -81,6 +81,8 @@ def test_the_wire_form(kind: Kind, value: Stored, wire: object) -> None:
         (Kind.TEXT, b"blob", "column c: a blob in a column for text"),
         (Kind.INT, b"blob", "column c: a blob in a column for int"),
         (Kind.BYTES, "text", "column c: text in a column for bytes"),
+        (Kind.BYTES, 2**53 + 1, "column c: a number in a column for bytes that would look like base64"),
+        (Kind.BYTES, math.inf, "column c: a number in a column for bytes that would look like base64"),
         (Kind.TEXT, "a\udcff", "column c: text that is not valid UTF-8"),
     ],
 )

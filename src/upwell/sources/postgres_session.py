@@ -25,6 +25,7 @@ _SETTINGS: Final[Mapping[str, str]] = {
     "bytea_output": "hex",
     "lc_monetary": "C",  # in which the target reads money: elsewhere 12,34 is 12.34
     "standard_conforming_strings": "on",
+    "quote_all_identifiers": "off",  # regclass and its like print names
     "search_path": "pg_catalog",  # so that format_type() names the schema of every type but PostgreSQL's own
     "statement_timeout": "0",
     "lock_timeout": "30s",

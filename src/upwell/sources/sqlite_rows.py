@@ -48,9 +48,11 @@ def wire_value(kind: Kind, value: Stored) -> Value:
         return value
     if kind in (Kind.DECIMAL, Kind.JSON):
         return _number_text(value)
-    if isinstance(value, int):
-        return value if -_SAFE_INTEGER <= value <= _SAFE_INTEGER else str(value)
-    return value if math.isfinite(value) else _number_text(value)
+    if -_SAFE_INTEGER <= value <= _SAFE_INTEGER if isinstance(value, int) else math.isfinite(value):
+        return value
+    if kind is Kind.BYTES:
+        raise Unfit("a number in a column for bytes that would look like base64")
+    return _number_text(value)
 
 
 def _surrogates(text: str) -> bool:

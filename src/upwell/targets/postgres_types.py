@@ -78,7 +78,7 @@ def _from_sqlite(column: Column) -> tuple[str, str | None]:
         numbers = "" if any(part in column.type.upper() for part in _TEXTS) else " numbers become text;"
         unfit = "blobs, and text with a NUL or that is not UTF-8,"
         return type_, f"SQLite lets {what} hold anything:{numbers} {unfit} become dead letters"
-    return type_, f"SQLite lets {what} hold anything: values that {type_} can't hold become dead letters"
+    return type_, f"SQLite lets {what} hold anything: what {type_} can't read becomes a dead letter"
 
 
 def _from_sized(column: Column) -> tuple[str, str | None]:
