@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from upwell.errors import TransientError
+from upwell.errors import Rejected, TransientError
 from upwell.model import (
     LOWEST_VERSION,
     Checkpoint,
@@ -251,13 +251,15 @@ class TargetTransaction(Protocol):
         Raises OperatorError where the table can't hold the schema and may not be changed.
         """
 
-    def upsert(self, schema: TableSchema, rows: Sequence[Sequence[Value]]) -> None:
+    def upsert(self, schema: TableSchema, rows: Sequence[Sequence[Value]]) -> Mapping[int, Rejected]:
         """Rows with distinct keys, sorted by key. Of a partial schema: change those that exist, skip the others.
 
-        Raises UniqueConflict where another row holds a unique value; Rejected where the data is refused.
+        Returns the rows, by their place, that are refused for what they hold, where that can be told; the others are
+        written. Raises UniqueConflict where another row holds a unique value; Rejected where one row alone is
+        refused, or it can't be told which.
         """
 
-    def replace(self, schema: TableSchema, rows: Sequence[Sequence[Value]]) -> None:
+    def replace(self, schema: TableSchema, rows: Sequence[Sequence[Value]]) -> Mapping[int, Rejected]:
         """As `upsert`, by deleting the keys first. A row with another key that holds one of their unique values
         makes way, and comes back by itself as soon as nothing keeps it out: either its own change is still to come in
         another lane, or this one is the older and will be changed.

@@ -89,14 +89,29 @@ class TargetContract(ABC):
         with target.begin() as txn:
             txn.upsert(USERS, [[1, "a", None]])
             unfit: list[list[Value]] = [[2, "b\0", None], ["no number", "c", None]]
-            for refused in unfit:
+            for row in unfit:
                 with pytest.raises(Rejected) as raised:
-                    txn.upsert(USERS, [[5, "fine", None], refused])
+                    txn.upsert(USERS, [row])
                 assert "no number" not in str(raised.value)
                 txn.upsert(USERS, [[3, "c", None]])
             with pytest.raises(Rejected):
                 txn.delete(USERS, [["no number"], [1]])
         assert self.rows(database, "users") == [(1, "a", None), (3, "c", None)]
+
+    def test_of_many_rows_those_refused_are_told_and_the_others_written_or_none_is(
+        self, target: Target, database: str
+    ) -> None:
+        unfit: list[list[Value]] = [[2, "b\0", None], ["no number", "c", None]]
+        with target.begin() as txn:
+            for number, row in enumerate(unfit):
+                try:
+                    refused = txn.upsert(USERS, [[10 + number, "fine", None], row, [20 + number, "fine", None]])
+                except Rejected:
+                    refused = {}
+                    txn.upsert(USERS, [[10 + number, "fine", None], [20 + number, "fine", None]])
+                assert refused.keys() <= {1}
+                assert "no number" not in "".join(map(str, refused.values()))
+        assert self.rows(database, "users") == [(number, "fine", None) for number in (10, 11, 20, 21)]
 
     def test_a_row_of_another_length_is_refused(self, target: Target, database: str) -> None:
         with target.begin() as txn:

@@ -121,7 +121,13 @@ class SimTransaction:
 
     # --- rows ---------------------------------------------------------------------------------------------------
 
-    def upsert(self, schema: TableSchema, rows: Sequence[Sequence[Value]]) -> None:
+    def upsert(self, schema: TableSchema, rows: Sequence[Sequence[Value]]) -> Mapping[int, Rejected]:
+        told: dict[int, Rejected] = {}
+        if len(rows) % 2 == 0:  # now it can tell which rows it refuses, now it can't
+            told = {
+                place: Rejected("The value is refused.") for place, row in enumerate(rows) if _is_refused(schema, row)
+            }
+            rows = [row for place, row in enumerate(rows) if place not in told]
         with self._statement():
             for key, row in self._new(schema, rows):
                 waiting = self.tables.evicted[schema.table]
@@ -129,8 +135,9 @@ class SimTransaction:
                     raise UniqueConflict("Another row holds the unique value.")
                 waiting.pop(key, None)
                 self.tables.rows[schema.table][key] = row
+        return told
 
-    def replace(self, schema: TableSchema, rows: Sequence[Sequence[Value]]) -> None:
+    def replace(self, schema: TableSchema, rows: Sequence[Sequence[Value]]) -> Mapping[int, Rejected]:
         with self._statement():
             table, waiting = self.tables.rows[schema.table], self.tables.evicted[schema.table]
             changes = self._new(schema, rows)
@@ -144,6 +151,7 @@ class SimTransaction:
                 if holder is not None:
                     waiting[holder] = table.pop(holder)
                 table[key] = row
+        return {}
 
     def _new(self, schema: TableSchema, rows: Sequence[Sequence[Value]]) -> list[tuple[Key, Row]]:
         """What the rows are to become; without those that a partial event does not find."""
@@ -154,7 +162,7 @@ class SimTransaction:
             row = dict(zip(names, values, strict=True))
             key = tuple(row[name] for name in schema.key)
             before = table.get(key, waiting.get(key))
-            if str(row.get("big")).startswith(REFUSED):
+            if _is_refused(schema, values):
                 raise Rejected("The value is refused.")
             if before is not None:
                 changes.append((key, {**before, **row}))
@@ -212,3 +220,8 @@ class SimTransaction:
     def ask_repair(self, pipeline: str, request: Request) -> None:
         self._work()
         self.tables.repairs.setdefault(request.id, request)
+
+
+def _is_refused(schema: TableSchema, values: Sequence[Value]) -> bool:
+    names = [column.name for column in schema.columns]
+    return "big" in names and str(values[names.index("big")]).startswith(REFUSED)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from upwell.errors import Rejected
 from upwell.model import Column, Kind, Value
-from upwell.targets.postgres_types import copy_data, target_type
+from upwell.targets.postgres_types import copy_data, copy_lines, target_type
 
 
 @pytest.mark.parametrize(
@@ -83,9 +83,10 @@ def read_copy(data: bytes) -> list[list[str | None]]:
     return rows
 
 
+TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
 ROW = st.tuples(
-    st.none() | st.integers() | st.booleans() | st.text(),
-    st.none() | st.text() | st.text("\\N.\t\n\r") | st.integers() | st.floats(allow_nan=False),
+    st.none() | st.integers() | st.booleans() | TEXT,
+    st.none() | TEXT | st.text("\\N.\t\n\r") | st.integers() | st.floats(allow_nan=False),
     st.none() | st.binary(),
 )
 
@@ -108,6 +109,18 @@ def test_what_is_not_base64_is_refused_without_a_word_of_it(wrong: Value) -> Non
     with pytest.raises(Rejected) as refused:
         copy_data(COLUMNS, TYPES, [[1, "t", "YWJj"], [1, "t", wrong]])
     assert str(wrong) not in str(refused.value).replace("'b'", "")
+
+
+@given(st.lists(st.sampled_from(["good", "no base64", "NUL", "both"]), min_size=1, max_size=12))
+def test_each_row_that_is_refused_is_named_and_the_lines_of_the_others_are_theirs(kinds: list[str]) -> None:
+    rows: list[list[Value]] = [
+        [n, "a\0b" if kind in ("NUL", "both") else f"t{n}", "***" if kind in ("no base64", "both") else "AAEC"]
+        for n, kind in enumerate(kinds)
+    ]
+    lines, refused = copy_lines(COLUMNS, TYPES, rows)
+    assert refused.keys() == {n for n, kind in enumerate(kinds) if kind != "good"}
+    good = [n for n in range(len(rows)) if n not in refused]
+    assert [lines[n] for n in good] == [f"{n}\tt{n}\t\\\\x000102" for n in good]
 
 
 @pytest.mark.parametrize("rows", [[[1, "t"]], [[1, "t", None, None]], [[1, "t", None], [1]]])

@@ -7,7 +7,7 @@ watermarks, write, note what a resync found, move the watermarks. Who feeds the 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -42,6 +42,8 @@ DAMAGED: Final = ""
 
 Record = LaneRecord[ReceivedEvent | Marker]
 Key = tuple[Value, ...]
+# Writes rows; which of them are refused, by their place, where the target can tell.
+Write = Callable[[TableSchema, Sequence[Sequence[Value]]], Mapping[int, Rejected] | None]
 
 
 @dataclass(slots=True)
@@ -336,13 +338,13 @@ class Applier:
         return letters
 
     @staticmethod
-    def _upserting(txn: TargetTransaction) -> Callable[[TableSchema, Sequence[Sequence[Value]]], None]:
-        def upsert(schema: TableSchema, rows: Sequence[Sequence[Value]]) -> None:
+    def _upserting(txn: TargetTransaction) -> Write:
+        def upsert(schema: TableSchema, rows: Sequence[Sequence[Value]]) -> Mapping[int, Rejected]:
             try:
-                txn.upsert(schema, rows)
+                return txn.upsert(schema, rows)
             except UniqueConflict:
                 # Two rows that swap a unique value are a normal outcome: neither can go first.
-                txn.replace(schema, rows)
+                return txn.replace(schema, rows)
 
         return upsert
 
@@ -413,15 +415,13 @@ def _sort_key(event: ReceivedEvent) -> list[tuple[str, str]]:
     return [(type(value).__name__, str(value)) for value in event.key]
 
 
-def _bisected(
-    write: Callable[[TableSchema, Sequence[Sequence[Value]]], None], events: list[ReceivedEvent]
-) -> list[tuple[ReceivedEvent, Rejected]]:
+def _bisected(write: Write, events: list[ReceivedEvent]) -> list[tuple[ReceivedEvent, Rejected]]:
     """Write all that can be written; what is refused by itself, with the reason."""
     try:
-        write(events[0].schema, [event.values for event in events])
+        refused = write(events[0].schema, [event.values for event in events]) or {}
     except Rejected as error:
         if len(events) == 1:
             return [(events[0], error)]
         middle = len(events) // 2
         return _bisected(write, events[:middle]) + _bisected(write, events[middle:])
-    return []
+    return [(events[place], error) for place, error in sorted(refused.items())]

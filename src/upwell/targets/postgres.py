@@ -8,7 +8,6 @@ costs none.
 
 from __future__ import annotations
 
-import hashlib
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -21,7 +20,8 @@ from upwell.model import DeadLetter, Finding, TableName, TableSchema, Value
 from upwell.ports import LaneState, Request, ResyncState
 from upwell.targets import postgres_checkup as checkup
 from upwell.targets import postgres_own as own
-from upwell.targets.postgres_session import STATEMENT_TIMEOUT_S, AlreadyMade, Pool, Session, ident
+from upwell.targets.postgres_refusals import Suspicions, filled_without
+from upwell.targets.postgres_session import STATEMENT_TIMEOUT_S, AlreadyMade, Pool, Refused, Session, ident
 from upwell.targets.postgres_tables import (
     TargetTable,
     Writer,
@@ -31,7 +31,7 @@ from upwell.targets.postgres_tables import (
     read_table,
     target_name,
 )
-from upwell.targets.postgres_types import copy_data, key_text, wire_value
+from upwell.targets.postgres_types import copy_data, copy_lines, key_text, wire_value
 
 SWEEP_TIMEOUT_S: Final = 3600
 # A table whose rows had to make way for each other is written by one transaction at a time, for so many of them.
@@ -61,6 +61,7 @@ class PostgresTarget:
         self._create_tables = create_tables
         self._schema_changes = schema_changes
         self._crowded: dict[TableName, int] = {}  # where rows had to make way of late → how long to remember it
+        self._suspicions = Suspicions()
 
     def check(self) -> None:
         """Connect and make the schema upwell; raises OperatorError also for what may pass, as at a first start."""
@@ -72,7 +73,9 @@ class PostgresTarget:
         """A transaction; see ports.Target."""
         with self.session() as session:
             session.run(_BEGIN)
-            transaction = PostgresTransaction(session, self._create_tables, self._schema_changes, self._crowded)
+            transaction = PostgresTransaction(
+                session, self._create_tables, self._schema_changes, self._crowded, self._suspicions
+            )
             try:
                 yield transaction
                 session.commit()
@@ -129,33 +132,7 @@ class PostgresTarget:
     def status(self, pipeline: str) -> dict[str, Any]:
         """What the target knows of a pipeline; keys are documented in docs/operations.md."""
         with self.session() as session:
-            lanes, newest = session.query(
-                "SELECT count(*), max(encode(version, 'hex')) FROM upwell.watermark WHERE pipeline = %s", [pipeline]
-            )[0]
-            resyncs = session.query(
-                'SELECT "table", resync, active, cardinality(closed) FROM upwell.resync WHERE pipeline = %s'
-                ' ORDER BY "table"',
-                [pipeline],
-            )
-            letters = session.query(
-                'SELECT "table", count(*) FROM upwell.dead_letter WHERE pipeline = %s GROUP BY "table"', [pipeline]
-            )
-            repairs = session.query(
-                "SELECT id, reason, handed_over FROM upwell.repair_request WHERE pipeline = %s ORDER BY id", [pipeline]
-            )
-            evicted = session.run("SELECT target, count(*) FROM upwell.evicted GROUP BY target")
-        return {
-            "lanes": lanes,
-            "newest_version": newest,
-            "resyncs": {
-                table: {"resync": resync, "active": active, "lanes_closed": closed}
-                for table, resync, active, closed in resyncs
-            },
-            "dead_letters": dict(letters),
-            "evicted": dict(evicted),  # by the target's table: rows that wait for another's unique value to be free
-            "repairs_pending": sum(not handed_over for *_, handed_over in repairs),
-            "repairs": {id_: {"reason": reason, "handed_over": over} for id_, reason, over in repairs},
-        }
+            return own.status(session, pipeline)
 
     def dead_letters(self, pipeline: str) -> list[DeadLetter]:
         """All that are kept, the oldest first, without their payloads."""
@@ -216,12 +193,18 @@ class PostgresTransaction:
     """See ports.TargetTransaction."""
 
     def __init__(
-        self, session: Session, create_tables: bool, schema_changes: str, crowded: dict[TableName, int]
+        self,
+        session: Session,
+        create_tables: bool,
+        schema_changes: str,
+        crowded: dict[TableName, int],
+        suspicions: Suspicions,
     ) -> None:
         self._session = session
         self._create_tables = create_tables
         self._schema_changes = schema_changes
         self._crowded = crowded
+        self._suspicions = suspicions
         self._held: dict[TableName, bool] = {}  # the tables locked here → whether nobody else writes them meanwhile
         self._learned: list[Any] = []  # cache entries that a rollback makes untrue
         self._filled: set[str] = set()  # stages that hold rows of this transaction
@@ -380,40 +363,70 @@ class PostgresTransaction:
 
     # ---- rows ----
 
-    def upsert(self, schema: TableSchema, rows: Sequence[Sequence[Value]]) -> None:
+    def upsert(self, schema: TableSchema, rows: Sequence[Sequence[Value]]) -> Mapping[int, Rejected]:
         if not rows:
-            return
+            return {}
         writer = self._writer(schema)
-        with self._undone_if_refused():
-            self._fill(writer, rows)
-            if schema.partial:
-                waiting = self._session.run(f"{writer.update}; {writer.any_evicted}")
-                if waiting:
-                    self._hold_alone(writer.table.name)
-                self._session.run((self._seen_anew(writer).restore if waiting else "SELECT") + _KEPT)
-            else:
-                waiting = self._session.run(f"{writer.upsert}{_KEPT}; {writer.any_evicted}")
+
+        def write() -> bool:
+            if not schema.partial:
+                return bool(self._session.run(f"{writer.upsert}{_KEPT}; {writer.any_evicted}"))
+            waiting = bool(self._session.run(f"{writer.update}; {writer.any_evicted}"))
+            if waiting:
+                self._hold_alone(writer.table.name)
+            self._session.run((self._seen_anew(writer).restore if waiting else "SELECT") + _KEPT)
+            return waiting
+
+        refused, waiting = self._written(writer, rows, write)
         if waiting:
             self._bring_back(writer, inserted=not schema.partial)
+        return refused
 
-    def replace(self, schema: TableSchema, rows: Sequence[Sequence[Value]]) -> None:
+    def replace(self, schema: TableSchema, rows: Sequence[Sequence[Value]]) -> Mapping[int, Rejected]:
         """As the port says; a row that made way comes back by itself as soon as nothing keeps it out.
 
         That matters where the other row was the older one: its lane lags, and no change of the row that made way is
         still to come. When all lanes have caught up, nothing is left evicted, since the source had no conflict.
         """
         if not rows:
-            return
+            return {}
         writer = self._seen_anew(self._writer(schema))
         self._hold_alone(writer.table.name)
         key = set(schema.key)
         others = [index for index in writer.table.uniques if set(index.columns) != key and not index.exclusion]
         script = [*writer.park, *map(writer.make_way, others), writer.unpark]
-        with self._undone_if_refused():
-            self._fill(writer, rows)
-            waiting = self._session.run(f"{'; '.join(script)}{_KEPT}; {writer.any_evicted}")
+        refused, waiting = self._written(
+            writer, rows, lambda: bool(self._session.run(f"{'; '.join(script)}{_KEPT}; {writer.any_evicted}"))
+        )
         if waiting:
             self._bring_back(writer)
+        return refused
+
+    def _written(
+        self, writer: Writer, rows: Sequence[Sequence[Value]], write: Callable[[], bool]
+    ) -> tuple[dict[int, Rejected], bool]:
+        """Fill the stage and write from there, without the rows that are known to be refused; what `write` says.
+
+        The first refusal of a kind makes a suspicion, and another attempt; one that says nothing new is raised.
+        """
+        if len(writer.indexes) < len(writer.schema.columns):
+            rows = [[row[index] for index in writer.indexes] for row in rows]
+        lines, unfit = copy_lines(writer.columns, writer.types, rows)
+        while True:
+            asked = self._suspicions.about(writer)
+            try:
+                with self._undone_if_refused():
+                    self._empty(writer, writer.row_stage)
+                    refused = unfit | filled_without(self._session, writer, lines, unfit, asked, _UNDO)
+                    if len(rows) == 1 and refused:
+                        raise refused[0]
+                    self._suspicions.confirm(self._session, writer, asked, refused)
+                    waiting = len(refused) < len(rows) and write()
+            except Refused as error:
+                if not self._suspicions.add(self._session, writer, error, _UNDO):
+                    raise
+            else:
+                return refused, waiting
 
     def delete(self, schema: TableSchema, keys: Sequence[Sequence[Value]]) -> None:
         if not keys:
@@ -500,23 +513,19 @@ class PostgresTransaction:
             self._session.run(_UNDO)
             raise
 
-    def _fill(self, writer: Writer, rows: Sequence[Sequence[Value]]) -> None:
-        if len(writer.indexes) < len(writer.schema.columns):
-            rows = [[row[index] for index in writer.indexes] for row in rows]
-        self._copy(writer, writer.row_stage, lambda: copy_data(writer.columns, writer.types, rows))
-
     def _fill_keys(self, writer: Writer, keys: Sequence[Sequence[Value]]) -> None:
-        self._copy(writer, writer.key_stage, lambda: copy_data(writer.key_columns, writer.key_types, keys))
+        encoded = copy_data(writer.key_columns, writer.key_types, keys)
+        self._empty(writer, writer.key_stage)
+        self._session.copy(f"COPY pg_temp.{ident(writer.key_stage)} FROM STDIN", encoded)
 
-    def _copy(self, writer: Writer, stage: str, data: Callable[[], bytes]) -> None:
-        encoded = data()
+    def _empty(self, writer: Writer, stage: str) -> None:
+        """The stage is there and holds nothing."""
         stages: dict[str, None] = self._session.cache.setdefault("stages", {})
         if stage not in stages:
             self._make_stage(writer, stage, stages)
         elif stage in self._filled:
             self._session.run(f"DELETE FROM pg_temp.{ident(stage)}")
         self._filled.add(stage)
-        self._session.copy(f"COPY pg_temp.{ident(stage)} FROM STDIN", encoded)
 
     def _make_stage(self, writer: Writer, stage: str, stages: dict[str, None]) -> None:
         if len(stages) >= STAGES_MAX:
@@ -529,20 +538,13 @@ class PostgresTransaction:
     # ---- dead letters and repairs ----
 
     def add_dead_letters(self, pipeline: str, letters: Sequence[DeadLetter]) -> None:
-        for letter in letters:
-            identity = hashlib.sha256(orjson.dumps([pipeline, letter.table, letter.key, letter.version])).digest()
-            texts = [_storable(text) for text in (letter.table, letter.key, letter.version, letter.reason, letter.time)]
-            self._note_down(
-                'INSERT INTO upwell.dead_letter (pipeline, "table", key, version, reason, time, payload, identity)'
-                " VALUES (%s, %s, %s, %s, %s, %s, %s, %s)"
-                " ON CONFLICT (identity) DO UPDATE SET reason = EXCLUDED.reason",
-                [pipeline, *texts, letter.payload, identity],
-            )
+        if letters:
+            self._note_down(*own.keeping_letters(pipeline, letters))
 
     def ask_repair(self, pipeline: str, request: Request) -> None:
         self._note_down(
             "INSERT INTO upwell.repair_request VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING",
-            [pipeline, request.id, request.table, _storable(request.reason)],
+            [pipeline, request.id, request.table, own.storable(request.reason)],
         )
 
     # ---- what this transaction has learned ----
@@ -590,8 +592,3 @@ def _key_texts(schema: TableSchema, key: bytes) -> list[str]:
 def _lock_number(pipeline: str, table: str) -> int:
     """A signed 32-bit number; tables that share one only wait for each other more than they must."""
     return zlib.crc32(orjson.dumps([pipeline, table])) - 2**31
-
-
-def _storable(text: str) -> str:
-    """PostgreSQL's text has no NUL."""
-    return text.replace("\0", "\\u0000")

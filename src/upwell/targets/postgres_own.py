@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import zlib
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
+
+import orjson
 
 from upwell.errors import OperatorError
-from upwell.model import TableName
+from upwell.model import DeadLetter, TableName
 from upwell.targets.postgres_session import Session, ident
 
 VERSION: Final = 1
@@ -122,3 +126,53 @@ def table_lock_statement(table: TableName, *, alone: bool, wait: bool = True) ->
     """The lock of a table of the target. Without `wait` the statement answers whether it was given."""
     function = f"pg_{'' if wait else 'try_'}advisory_xact_lock{'' if alone else '_shared'}"
     return f"SELECT {function}({_TABLE_LOCK}, {zlib.crc32(str(table).encode()) - 2**31})"
+
+
+def status(session: Session, pipeline: str) -> dict[str, Any]:
+    """What our tables say of a pipeline; keys are documented in docs/operations.md."""
+    lanes, newest = session.query(
+        "SELECT count(*), max(encode(version, 'hex')) FROM upwell.watermark WHERE pipeline = %s", [pipeline]
+    )[0]
+    resyncs = session.query(
+        'SELECT "table", resync, active, cardinality(closed) FROM upwell.resync WHERE pipeline = %s ORDER BY "table"',
+        [pipeline],
+    )
+    letters = session.query(
+        'SELECT "table", count(*) FROM upwell.dead_letter WHERE pipeline = %s GROUP BY "table"', [pipeline]
+    )
+    repairs = session.query(
+        "SELECT id, reason, handed_over FROM upwell.repair_request WHERE pipeline = %s ORDER BY id", [pipeline]
+    )
+    evicted = session.run("SELECT target, count(*) FROM upwell.evicted GROUP BY target")
+    return {
+        "lanes": lanes,
+        "newest_version": newest,
+        "resyncs": {
+            table: {"resync": resync, "active": active, "lanes_closed": closed}
+            for table, resync, active, closed in resyncs
+        },
+        "dead_letters": dict(letters),
+        "evicted": dict(evicted),  # by the target's table: rows that wait for another's unique value to be free
+        "repairs_pending": sum(not handed_over for *_, handed_over in repairs),
+        "repairs": {id_: {"reason": reason, "handed_over": over} for id_, reason, over in repairs},
+    }
+
+
+def keeping_letters(pipeline: str, letters: Sequence[DeadLetter]) -> tuple[str, list[Any]]:
+    """The statement that keeps dead letters, equal ones once, and its parameters. At least one."""
+    kept: dict[bytes, list[Any]] = {}
+    for letter in letters:
+        identity = hashlib.sha256(orjson.dumps([pipeline, letter.table, letter.key, letter.version])).digest()
+        texts = [storable(text) for text in (letter.table, letter.key, letter.version, letter.reason, letter.time)]
+        kept[identity] = [*texts, letter.payload, identity]
+    return (
+        'INSERT INTO upwell.dead_letter (pipeline, "table", key, version, reason, time, payload, identity)'
+        " SELECT %s, n.* FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::bytea[],"
+        " %s::bytea[]) AS n ON CONFLICT (identity) DO UPDATE SET reason = EXCLUDED.reason",
+        [pipeline, *(list(values) for values in zip(*kept.values(), strict=True))],
+    )
+
+
+def storable(text: str) -> str:
+    """PostgreSQL's text has no NUL."""
+    return text.replace("\0", "\\u0000")

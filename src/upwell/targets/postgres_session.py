@@ -55,6 +55,17 @@ _MADE_CODES = {"42P06", "42P07", "42701", "42710"}
 _STALE_CODES = {"42P01", "42703", "42P10", "42804", "0A000", "3F000"}
 
 
+class Refused(Rejected):
+    """A write that the server refuses for the data, with what it says of where that is."""
+
+    def __init__(self, message: str, state: str, constraint: str | None, column: str | None, line: int | None) -> None:
+        super().__init__(message, code="UW-PT-011")
+        self.state = state  # SQLSTATE
+        self.constraint = constraint
+        self.column = column
+        self.line = line  # of a COPY, from 1
+
+
 class AlreadyMade(TransientError):
     """Another transaction made the same table or schema a moment ago; IF NOT EXISTS did not see it yet."""
 
@@ -77,7 +88,7 @@ class Session:
         import psycopg
         from psycopg.conninfo import conninfo_to_dict
 
-        self._error = psycopg.Error
+        self.error = psycopg.Error  # what no class of errors.py names
         try:
             given = conninfo_to_dict(url)
             settings: dict[str, Any] = {
@@ -135,14 +146,14 @@ class Session:
             while cursor.nextset():
                 pass
             return cursor.fetchall() if cursor.description else []
-        except self._error as error:
+        except self.error as error:
             raise self._translated(error) from error
 
     def commit(self) -> None:
         """COMMIT, which in a transaction that has failed answers ROLLBACK and no error."""
         try:
             cursor = self._connection.execute("COMMIT")
-        except self._error as error:
+        except self.error as error:
             raise self._translated(error) from error
         if cursor.statusmessage != "COMMIT":
             raise RuntimeError("an error of a write was swallowed without undoing it: nothing was committed")
@@ -153,7 +164,7 @@ class Session:
             cursor = self._connection.cursor()
             cursor.execute(statement.encode(), parameters)
             return cursor.fetchall() if cursor.description else []
-        except self._error as error:
+        except self.error as error:
             raise self._translated(error) from error
 
     def copy(self, statement: str, data: bytes) -> None:
@@ -161,12 +172,12 @@ class Session:
         try:
             with self._connection.cursor() as cursor, cursor.copy(statement.encode()) as copy:
                 copy.write(data)
-        except self._error as error:
+        except self.error as error:
             raise self._translated(error) from error
 
     def close(self) -> None:
         """Never raises."""
-        with suppress(self._error, OSError):
+        with suppress(self.error, OSError):
             self._connection.close()
 
     def _translated(self, error: psycopg.Error) -> Exception:
@@ -195,7 +206,8 @@ def translate(error: psycopg.Error, *, lost: bool, user: str) -> tuple[Exception
     if state.startswith(_DATA) or state in _DATA_CODES:
         place = _where(error)
         sentence = f"The target refuses the data: {name}, SQLSTATE {state}{', ' + place if place else ''}."
-        return Rejected(sentence, code="UW-PT-011"), False
+        line, column = _copied(error)
+        return Refused(sentence, state, error.diag.constraint_name, error.diag.column_name or column, line), False
     if state.startswith(_ENVIRONMENT) or state in _ENVIRONMENT_CODES:
         moved = state.startswith(_MOVED) or state in _MOVED_CODES
         return TransientError(f"The target database can't go on now: {name}, SQLSTATE {state}.", code="UW-PT-002"), (
@@ -233,16 +245,19 @@ def _where(error: psycopg.Error) -> str:
     found = []
     if diag.constraint_name:
         found.append(f"constraint {diag.constraint_name!r}")
-    column = diag.column_name
-    # COPY names the column in its context: `COPY t, line 3, column qty: "the value"`.
-    if column is None and diag.context:
-        context = re.match(r"COPY [^\n]*?, line \d+, column ([^\n]+?)(?:: |$)", diag.context)
-        column = context and context.group(1)
+    column = diag.column_name or _copied(error)[1]
     if column:
         found.append(f"column {column!r}")
     if diag.table_name and not diag.table_name.startswith("upwell_"):
         found.append(f"table {diag.table_name!r}")
     return ", ".join(found)
+
+
+def _copied(error: psycopg.Error) -> tuple[int | None, str | None]:
+    """The line and the column that a COPY failed at. Its context says: `COPY t, line 3, column qty: "the value"`."""
+    # In whatever language: the table's name is ours, then come a word and the number, a word and the name.
+    context = re.match(r"COPY upwell_\w+, \w+ (\d+)(?:, \w+ ([^\n]+?)(?:: |$))?", error.diag.context or "")
+    return (None, None) if context is None else (int(context[1]), context[2])
 
 
 def _denied(error: psycopg.Error) -> str:

@@ -254,12 +254,18 @@ class Writer:
         self.row_stage = f"upwell_{schema.hash}"
         self.key_stage = f"upwell_key_{schema.hash}"
         self._names = [column.name for column in self.columns]
+        # A column of the row stage, for the place of each row in its batch where that is asked for.
+        self.ordinal = "upwell_ordinal"
+        while self.ordinal in self._names:
+            self.ordinal += "_"
         self._values = [name for name in self._names if name not in schema.key]
 
     def create_stage(self, stage: str) -> str:
         """The stage has the target's types and collations, and none of its constraints."""
         names = self._names if stage == self.row_stage else self.schema.key
         columns = ", ".join(map(ident, names))
+        if stage == self.row_stage:
+            columns += f", 0 AS {ident(self.ordinal)}"
         return (
             f"CREATE TEMPORARY TABLE {ident(stage)} ON COMMIT DELETE ROWS"
             f" AS SELECT {columns} FROM {self.table.sql} WITH NO DATA"
@@ -479,6 +485,11 @@ class Writer:
             f"WITH gone AS (DELETE FROM {self.table.sql} AS t"
             f" WHERE NOT EXISTS ({noted} AND n.key = {self.key_text('t')}) RETURNING 1) SELECT count(*) FROM gone",
         ]
+
+    @property
+    def stage(self) -> str:
+        """The row stage, quoted."""
+        return self._stage(self.row_stage)
 
     def _stage(self, stage: str) -> str:
         return f"pg_temp.{ident(stage)}"

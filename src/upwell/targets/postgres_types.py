@@ -111,9 +111,20 @@ _NUMERIC: Final = ("smallint", "integer", "bigint", "numeric", "real", "double p
 
 
 def copy_data(columns: Sequence[Column], types: Sequence[str], rows: Sequence[Sequence[Value]]) -> bytes:
-    """Rows as COPY's text format, column by column because that needs no Python call per value.
+    """Rows as COPY's text format. Raises Rejected where `copy_lines` does, or refuses one of them."""
+    lines, refused = copy_lines(columns, types, rows)
+    for error in refused.values():
+        raise error
+    return "\n".join([*lines, ""]).encode()
 
-    `types` are the target's. Raises Rejected for a row of another length or for bytes that are not base64.
+
+def copy_lines(
+    columns: Sequence[Column], types: Sequence[str], rows: Sequence[Sequence[Value]]
+) -> tuple[list[str], dict[int, Rejected]]:
+    """A line of COPY's text format for each row, column by column because that needs no Python call per value.
+
+    `types` are the target's. Lines of what is refused, by the row's place, are not to be used: bytes that are not
+    base64, and NUL, which PostgreSQL's text has not. Raises Rejected for rows of another length.
     """
     try:
         by_column = list(zip(*rows, strict=True))
@@ -121,16 +132,29 @@ def copy_data(columns: Sequence[Column], types: Sequence[str], rows: Sequence[Se
         by_column = []
     if len(by_column) != len(columns):
         raise Rejected("A row has more or fewer values than its schema has columns.", code="UW-PT-012")
-    cells = [_cells(column, type_, values) for column, type_, values in zip(columns, types, by_column, strict=True)]
-    lines = "\n".join(map("\t".join, zip(*cells, strict=True)))
-    return lines.encode() + b"\n"
+    refused: dict[int, Rejected] = {}
+    cells = [
+        _cells(column, type_, values, refused) for column, type_, values in zip(columns, types, by_column, strict=True)
+    ]
+    lines = list(map("\t".join, zip(*cells, strict=True)))
+    for number, line in enumerate(lines):
+        if "\0" in line:
+            refused[number] = Rejected("A text holds a NUL character, which PostgreSQL's text can't.", code="UW-PT-014")
+    return lines, refused
 
 
-def _cells(column: Column, type_: str, values: Sequence[Value]) -> list[str]:
-    """One column's values as COPY's text."""
+def _cells(column: Column, type_: str, values: Sequence[Value], refused: dict[int, Rejected]) -> list[str]:
+    """One column's values as COPY's text; what can't be is added to `refused`."""
     present = [value for value in values if value is not None]
     if column.kind is Kind.BYTES and type_ == "bytea":
-        texts = _hex(column, present)
+        try:
+            texts = _hex(present)
+        except (Base64Error, TypeError, ValueError):
+            sentence = f"Column {column.name!r} should hold base64 and does not."
+            wrong = {number for number, value in enumerate(values) if value is not None and not _is_base64(value)}
+            refused.update((number, Rejected(sentence, code="UW-PT-013")) for number in wrong)
+            values = [None if number in wrong else value for number, value in enumerate(values)]
+            texts = _hex([value for value in values if value is not None])
     else:
         texts = _escaped(_texts(type_, present))
     if len(texts) == len(values):
@@ -159,12 +183,16 @@ def _escaped(texts: list[str]) -> list[str]:
     return texts
 
 
-def _hex(column: Column, present: Sequence[Value]) -> list[str]:
+def _hex(present: Sequence[Value]) -> list[str]:
     decode: Callable[[str], bytes] = partial(a2b_base64, strict_mode=True)
+    return ["\\\\x" + decode(value).hex() for value in present]  # type: ignore[arg-type] # the caller catches
+
+
+def _is_base64(value: Value) -> bool:
     try:
-        return ["\\\\x" + decode(value).hex() for value in present]  # type: ignore[arg-type] # caught below
-    except (Base64Error, TypeError, ValueError):
-        raise Rejected(f"Column {column.name!r} should hold base64 and does not.", code="UW-PT-013") from None
+        return isinstance(value, str) and a2b_base64(value, strict_mode=True) is not None
+    except (Base64Error, ValueError):
+        return False
 
 
 def key_text(column: Column, value: Value) -> str:
