@@ -65,9 +65,11 @@ RATES: Final[dict[Kind, float]] = {
     "too_long": 0.002,
     "not_json": 0.002,
     "not_http": 0.001,
-    "swallowed": 0.0005,  # each costs a client its 15 s
-    "answer_withheld": 0.0005,
 }
+# Each costs a client its 15 s.
+SILENT: Final[dict[Kind, float]] = {"swallowed": 0.0001, "answer_withheld": 0.0001}
+# A request to Kinesis carries as much as a hundred to DynamoDB, and there are as many less.
+TIMES_KINESIS: Final = 4
 # A sweep waits until what a killed publisher left on its way has landed; the fault proxy's requests take so long.
 LATE_S: Final = (0.05, 1.5)
 PATIENT: Final = "from upwell.pipeline import publisher; publisher.SWEEP_AFTER_START_S = 2.5"
@@ -211,8 +213,9 @@ class Side:
         for workload in self.pipeline.workloads:
             per_s = self.size.writes_per_s / len(self.pipeline.workloads)
             self.writing.enter_context(Writing(workload, per_s, patient=self.pipeline.subscribed))
+        times = TIMES_KINESIS if self.pipeline.subscribed else 1
         for wire in self.wires:
-            wire.faults.rates = RATES
+            wire.faults.rates = {kind: times * rate for kind, rate in (RATES | SILENT).items()}
 
     def supervise(self) -> None:
         """Programs that ended are started again, as every operator has it done. A bug is not to be survived."""
@@ -473,8 +476,11 @@ class Relational(Side):
         if not self.source.running:
             return "the source is down already"
         self._kill("publish")
-        with closing(connect(self.pipeline.source_url)) as source:
-            drop_slot(source, self.pipeline)
+        try:
+            with closing(connect(self.pipeline.source_url)) as source:
+                drop_slot(source, self.pipeline)
+        except psycopg.errors.UndefinedObject:
+            return "SIGKILL of publish, it had no slot yet"
         return "SIGKILL of publish, its slot is dropped"
 
     def truncate(self, chance: random.Random) -> str:
