@@ -146,7 +146,15 @@ def _final(answer: Answer, reason: str, message: str, told: str) -> UpwellError:
             code="UW-AWS-020",
             remedy="Something on the way may answer in its place: a firewall's notice, a login page, a wrong port.",
         )
-    return ServiceRefusal(f"{told}: {message or f'status {answer.status}'}", reason=reason)
+    return ServiceRefusal(f"{told}: {_without_values(message) or f'status {answer.status}'}", reason=reason)
+
+
+def _without_values(message: str) -> str:
+    """AWS quotes what it refuses, which may be of a row: from the first quote to the last goes, and what follows
+    "value:".
+    """
+    message = re.sub(r"(['\"]).*\1", "…", message, flags=re.DOTALL)
+    return re.sub(r"(?i)(value:).*", r"\1 …", message, flags=re.DOTALL)
 
 
 def _error_of(answer: Answer) -> tuple[str, str]:

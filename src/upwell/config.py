@@ -40,6 +40,8 @@ _LATER: Final[Mapping[FieldPath, tuple[str, ...] | None]] = {
 
 # Parts of the file that only some roles read: what they hold from outside the file may be missing for the others.
 OPTIONAL_PARTS: Final = frozenset({"source", "destination", "subscriber", "masking"})
+_SECRET_VARIABLES: Final = frozenset({"AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "PGPASSWORD"})
+_PROXY_VARIABLES: Final = frozenset({"http_proxy", "https_proxy", "all_proxy"})
 _UNFILLED: Final = frozenset({"UW-CF-007", "UW-CF-008", "UW-CF-009"})
 
 
@@ -136,6 +138,15 @@ def passwords(url: str) -> Iterator[str]:
     for name, value in parse_qsl(url.partition("?")[2]):
         if "password" in name:
             yield value
+
+
+def environment_secrets(environ: Mapping[str, str]) -> Iterator[str]:
+    """What the environment holds that must never appear anywhere, whoever uses it."""
+    for name, value in environ.items():
+        if name in _SECRET_VARIABLES:
+            yield value
+        elif name.lower() in _PROXY_VARIABLES:
+            yield from passwords(value)
 
 
 def identifier(pipeline: str) -> str:

@@ -85,3 +85,19 @@ def test_the_name_may_stand_in_a_header() -> None:
     error = translate("kinesis", told)
     assert isinstance(error, TransientError)
     assert error.throttled
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "1 validation error detected: Value 'Ada's \"row\"' at 'item' failed to satisfy constraint",
+        "The parameter cannot be converted to a numeric value: Ada",
+        'The value "Ada\nLovelace" is not one',
+    ],
+)
+def test_what_aws_quotes_of_a_row_is_left_out(message: str) -> None:
+    error = translate("dynamodb", answer("ValidationException", message))
+    assert isinstance(error, ServiceRefusal)
+    assert "Ada" not in str(error)
+    assert "Lovelace" not in str(error)
+    assert "ValidationException" in str(error)

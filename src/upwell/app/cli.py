@@ -24,6 +24,7 @@ SUBSCRIBER: Final = ("destination", "subscriber")
 
 def main() -> None:
     """The `upwell` command."""
+    logs.catch_crashes()
     sys.exit(run(sys.argv[1:]))
 
 
@@ -90,10 +91,10 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def loaded(file: Path, needs: Collection[str]) -> Pipeline:
     """The configuration, its secrets hidden from here on. Raises ConfigError."""
-    from upwell.config import load
+    from upwell.config import environment_secrets, load
 
     pipeline = load(file, os.environ, needs=needs)
-    logs.hide(pipeline.secrets)
+    logs.hide([*pipeline.secrets, *environment_secrets(os.environ)])
     return pipeline
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Iterable
 from contextlib import suppress
@@ -23,7 +24,7 @@ Format = Literal["text", "json"]
 
 BLOT: Final = "***"
 SECRET_CHARS_MIN: Final = 4  # shorter ones would blot out half of every message, and are no secrets
-_FIELDS: Final = ("code", "remedy")
+_FIELDS: Final = ("code", "remedy", "traceback")
 
 log = logging.getLogger("upwell")
 
@@ -58,8 +59,6 @@ class _Lines(logging.Formatter):
             "message": record.getMessage(),
         }
         fields.update((name, getattr(record, name)) for name in _FIELDS if getattr(record, name, ""))
-        if record.exc_info:
-            fields["traceback"] = self.formatException(record.exc_info)
         return orjson.dumps(fields).decode()
 
 
@@ -127,9 +126,40 @@ def failed(error: UpwellError) -> None:
 
 
 def crashed() -> None:
-    """A bug: its traceback is what whoever mends it needs."""
+    """A bug: where it showed is what whoever mends it needs."""
+    error = sys.exception()
     message = "This is a bug in upwell; please report it with the lines above."
     if _lines._form == "json":
-        log.critical("%s", message, exc_info=True)
+        log.critical("%s", message, extra={"traceback": "" if error is None else _told(error)})
         return
-    click.echo(hidden(traceback.format_exc()) + message, err=True)
+    click.echo(hidden(("" if error is None else _told(error)) + message), err=True)
+
+
+def _told(error: BaseException) -> str:
+    """The traceback, without messages that may quote a row: of errors that are not ours, only what stands in the code
+    of the line that raised them.
+    """
+    led_to_it = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    text = "" if led_to_it is None else _told(led_to_it) + "\nThen:\n\n"
+    frames = traceback.extract_tb(error.__traceback__)
+    said = str(error)
+    known = isinstance(error, UpwellError) or (frames and said in (frames[-1].line or ""))
+    text += "".join(["Traceback (most recent call last):\n", *traceback.format_list(frames)])
+    return f"{text}{type(error).__qualname__}: {said if known else '(what it says may quote a row)'}\n"
+
+
+def catch_crashes() -> None:
+    """What no code of ours catches, on whichever thread, is shown in the same way."""
+
+    def on_thread(crash: threading.ExceptHookArgs) -> None:
+        if crash.exc_value is not None and not isinstance(crash.exc_value, SystemExit):
+            click.echo(hidden(_told(crash.exc_value)), err=True)
+
+    def unraisable(crash: Any) -> None:
+        if crash.exc_value is not None:
+            click.echo(hidden(_told(crash.exc_value)), err=True)
+
+    threading.excepthook = on_thread
+    sys.unraisablehook = unraisable
+    # What libraries would log, for lack of anybody to take it, goes to standard error as it is.
+    logging.getLogger().addHandler(logging.NullHandler())

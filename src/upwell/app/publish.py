@@ -7,7 +7,7 @@ import logging
 from upwell.app import build
 from upwell.app.bars import snapshot_bars
 from upwell.app.report import CountingMapping, Reporter
-from upwell.app.running import give_memory_back, told_to_stop
+from upwell.app.running import dump_nothing, give_memory_back, told_to_stop
 from upwell.config import Pipeline
 from upwell.errors import UpwellError
 from upwell.pipeline.service import run_publisher
@@ -18,6 +18,7 @@ log = logging.getLogger("upwell.publisher")
 def publish(pipeline: Pipeline, *, once: bool) -> None:
     """Until told to stop; with `once` until what is there now is at the destination. Raises UpwellError."""
     give_memory_back()
+    dump_nothing()
     mapping = CountingMapping(pipeline.rules, dialect=pipeline.dialect, mask_key=pipeline.mask_key)
     with told_to_stop() as stop, build.publisher(pipeline, stop, mapping) as parts, snapshot_bars() as bars:
         report = Reporter(parts, mapping, pipeline.name, bars)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from upwell.app import build
-from upwell.app.running import give_memory_back, told_to_stop
+from upwell.app.running import dump_nothing, give_memory_back, told_to_stop
 from upwell.config import Pipeline
 from upwell.pipeline.subscriber import Subscriber
 
@@ -21,6 +21,7 @@ LOG_EVERY_S: Final = 10.0
 def subscribe(pipeline: Pipeline, *, once: bool) -> None:
     """Until told to stop; with `once` until the stream's end as of now. Raises UpwellError."""
     give_memory_back()
+    dump_nothing()
     with told_to_stop() as stop, build.subscriber(pipeline, stop) as subscriber:
         log.info("subscribing as %s", pipeline.name)
         with _reporting(subscriber):
