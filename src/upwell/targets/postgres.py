@@ -21,7 +21,7 @@ from upwell.ports import LaneState, Request, ResyncState
 from upwell.targets import postgres_checkup as checkup
 from upwell.targets import postgres_own as own
 from upwell.targets.postgres_refusals import Suspicions, filled_without
-from upwell.targets.postgres_session import STATEMENT_TIMEOUT_S, AlreadyMade, Pool, Refused, Session, ident
+from upwell.targets.postgres_session import STATEMENT_TIMEOUT_S, AlreadyMade, Locked, Pool, Refused, Session, ident
 from upwell.targets.postgres_tables import (
     TargetTable,
     Writer,
@@ -82,6 +82,8 @@ class PostgresTarget:
             except BaseException as error:
                 transaction.forget(error)
                 _roll_back(session)
+                if isinstance(error, Locked):
+                    session.end_hanging()
                 raise
 
     @contextmanager
@@ -417,10 +419,11 @@ class PostgresTransaction:
             try:
                 with self._undone_if_refused():
                     self._empty(writer, writer.row_stage)
-                    refused = unfit | filled_without(self._session, writer, lines, unfit, asked, _UNDO)
+                    known, confirmed = filled_without(self._session, writer, lines, unfit, asked, _UNDO)
+                    self._suspicions.confirm(self._session, writer, asked, confirmed)
+                    refused = unfit | known
                     if len(rows) == 1 and refused:
                         raise refused[0]
-                    self._suspicions.confirm(self._session, writer, asked, refused)
                     waiting = len(refused) < len(rows) and write()
             except Refused as error:
                 if not self._suspicions.add(self._session, writer, error, _UNDO):

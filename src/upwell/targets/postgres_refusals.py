@@ -9,7 +9,7 @@ make the condition false. What it answers is what it would refuse.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -82,7 +82,7 @@ class Suspicions:
         return True
 
     def confirm(
-        self, session: Session, writer: Writer, asked: Sequence[Suspicion], refused: Mapping[int, Rejected]
+        self, session: Session, writer: Writer, asked: Sequence[Suspicion], confirmed: Sequence[Suspicion]
     ) -> None:
         """Rows are about to be refused on suspicion. One that nothing confirms for long is given up.
 
@@ -90,8 +90,6 @@ class Suspicions:
         """
         if not asked:
             return
-        errors = set(map(id, refused.values()))
-        confirmed = [each for each in asked if id(each.error) in errors]
         if confirmed:
             _check_unchanged(session, writer)
         mended = [each for each in confirmed if not each.holds(session, writer)]
@@ -137,10 +135,13 @@ def _can_be_asked(session: Session, writer: Writer, condition: str, undo: str) -
     return True
 
 
-def _unreadable(session: Session, writer: Writer, name: str, cells: Sequence[str], undo: str) -> list[int]:
-    """Which of a column's values, in COPY's text form, its type can't read. `undo` makes good for each of them."""
+def _unreadable(session: Session, writer: Writer, name: str, cells: Sequence[str], undo: str) -> dict[int, Refused]:
+    """Which of a column's values, in COPY's text form, its type can't read, each with its own reason.
+
+    `undo` makes good for each of them.
+    """
     statement = f"COPY {writer.stage} ({ident(name)}) FROM STDIN"
-    found: list[int] = []
+    found: dict[int, Refused] = {}
     start = 0
     while start < len(cells):
         part = cells[start : start + PROBED_AT_ONCE_MAX]
@@ -149,8 +150,8 @@ def _unreadable(session: Session, writer: Writer, name: str, cells: Sequence[str
         except Refused as refused:
             if refused.line is None:
                 raise
-            found.append(start + refused.line - 1)
-            start = found[-1] + 1
+            found[start + refused.line - 1] = refused
+            start += refused.line
         else:
             start += len(part)
         session.run(undo)
@@ -170,11 +171,12 @@ def filled_without(
     unfit: Container[int],
     suspicions: Sequence[Suspicion],
     undo: str,
-) -> dict[int, Rejected]:
+) -> tuple[dict[int, Rejected], list[Suspicion]]:
     """Fill the empty row stage with lines of COPY's text format, but for those at `unfit` and those of which a
-    suspicion is confirmed: these are returned, by their place. `undo` empties the stage.
+    suspicion is confirmed: these are returned, by their place, with the suspicions. `undo` empties the stage.
     """
     refused: dict[int, Rejected] = {}
+    confirmed: list[Suspicion] = []
     good = [number for number in range(len(lines)) if number not in unfit]
     conditions: list[Suspicion] = []
     for each in suspicions:
@@ -184,8 +186,9 @@ def filled_without(
         (name,) = each.reads
         place = [column.name for column in writer.columns].index(name)
         cells = [lines[number].split("\t", place + 1)[place] for number in good]
-        wrong = {good[at] for at in _unreadable(session, writer, name, cells, undo)}
-        refused.update(dict.fromkeys(wrong, each.error))
+        wrong = {good[at]: error for at, error in _unreadable(session, writer, name, cells, undo).items()}
+        refused.update(wrong)
+        confirmed += [each] if wrong else []
         good = [number for number in good if number not in wrong]
     names = ", ".join(ident(column.name) for column in writer.columns)
     if conditions:
@@ -196,5 +199,7 @@ def filled_without(
     session.copy(f"COPY {writer.stage} ({names}) FROM STDIN", data.encode())
     for each in conditions:
         assert each.condition is not None
-        refused.update(dict.fromkeys(_violating(session, writer, each.condition), each.error))
-    return refused
+        gone = _violating(session, writer, each.condition)
+        refused.update(dict.fromkeys(gone, each.error))
+        confirmed += [each] if gone else []
+    return refused, confirmed
