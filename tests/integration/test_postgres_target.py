@@ -694,6 +694,33 @@ def test_waiting_for_a_lock_has_an_end(url: str, monkeypatch: pytest.MonkeyPatch
     target.close()
 
 
+def test_who_hangs_in_the_middle_of_a_copy_is_not_waited_for(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostgreSQL has no timeout for that: neither is the transaction idle, nor can the statement be cancelled."""
+    monkeypatch.setattr(postgres_session, "_SETTINGS", postgres_session._SETTINGS.replace("'60s'", "'50ms'"))
+    target = PostgresTarget(url, create_tables=True, schema_changes="apply")
+    with target.begin() as txn:
+        txn.lock_lanes(PIPELINE, [1])
+    hanging = psycopg.connect(url, application_name="upwell")
+    hanging.execute("SET statement_timeout TO 1")
+    hanging.execute("SELECT 1 FROM upwell.watermark FOR UPDATE")
+    hanging.pgconn.send_query(b"COPY upwell.watermark FROM STDIN")
+    for patience_s in (3600, 0):
+        monkeypatch.setattr(postgres_session, "IDLE_IN_TRANSACTION_S", patience_s)
+        with pytest.raises(TransientError, match="lock not available"), target.begin() as waiter:
+            waiter.lock_lanes(PIPELINE, [1])
+    with pytest.raises(psycopg.OperationalError):
+        listen_to_the_end(hanging)
+    hanging.close()
+    with target.begin() as txn:
+        txn.lock_lanes(PIPELINE, [1])
+    target.close()
+
+
+def listen_to_the_end(connection: psycopg.Connection[Any]) -> None:
+    while True:
+        connection.pgconn.consume_input()
+
+
 def test_of_two_in_a_deadlock_one_goes_on(target: PostgresTarget) -> None:
     with target.begin() as txn:
         txn.lock_lanes(PIPELINE, [1, 2])

@@ -30,6 +30,8 @@ from upwell.model import Checkpoint, TablePhase
 
 Moment = Literal["in the stream", "in a snapshot", "in a large transaction"]
 MOMENTS: Final[tuple[Moment, ...]] = ("in the stream", "in a snapshot", "in a large transaction")
+# Kills of each program that are asked for → those that are tried: what is waited for may be over too soon.
+ROUNDS_MAX: Final = 4
 LEDGER: Final = "ledger"
 # From a start to the next kill: before it has done anything, in the middle of the work, and later.
 PAUSES_S: Final = ((0.2, 0.4), (0.5, 1.5), (1.0, 2.5))
@@ -166,12 +168,15 @@ class Killer:
         roles: list[Role] = ["publish", "subscribe"] if self.pipeline.subscribed else ["publish"]
         self.running = {role: self.pipeline.start(role) for role in roles}
         moments: list[Moment] = []
+        rounds = 0
         at_each = self.size.kills // len(MOMENTS)
         while any(self.kills[role] < self.size.kills for role in roles) or any(
             self.kills[moment] < at_each for moment in MOMENTS
         ):
             if not moments:
                 moments = self.chance.sample(MOMENTS, len(MOMENTS))
+            rounds += 1
+            assert rounds <= ROUNDS_MAX * self.size.kills, f"too seldom at its moments: {self.kills}"
             self._kill(moments.pop(), self.chance.sample(roles, self.chance.randint(1, len(roles))))
 
     def _kill(self, moment: Moment, roles: list[Role]) -> None:

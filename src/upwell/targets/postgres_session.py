@@ -44,10 +44,17 @@ SET lock_timeout TO '{LOCK_TIMEOUT_S}s';
 SET idle_in_transaction_session_timeout TO '{IDLE_IN_TRANSACTION_S}s'
 """
 
+_END_HANGING: Final = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE datname = current_database() AND usename = current_user
+  AND application_name = current_setting('application_name')
+  AND state = 'active' AND wait_event = 'ClientRead' AND state_change < now() - interval 'PATIENCE_S s'
+"""
+
 _DATA = ("21", "22", "23", "44")  # classes: cardinality, data exception, integrity constraint, WITH CHECK OPTION
 _DATA_CODES = {"54000", "54001", "54011", "P0001", "P0004"}  # an index row too large; a trigger's RAISE or ASSERT
 _ENVIRONMENT = ("08", "40", "53", "57", "58")
-_ENVIRONMENT_CODES = {"55P03", "55006", "25006", "25P03"}
+_ENVIRONMENT_CODES = {"55006", "25006", "25P03"}
 _MOVED = ("08", "53", "57P", "58")  # a new connection, resolved anew, may find the new writer
 _MOVED_CODES = {"25006", "25P03"}
 _MADE_CODES = {"42P06", "42P07", "42701", "42710"}
@@ -68,6 +75,10 @@ class Refused(Rejected):
 
 class AlreadyMade(TransientError):
     """Another transaction made the same table or schema a moment ago; IF NOT EXISTS did not see it yet."""
+
+
+class Locked(TransientError):
+    """Another transaction has held a lock for too long."""
 
 
 def ident(*parts: str) -> str:
@@ -175,6 +186,13 @@ class Session:
         except self.error as error:
             raise self._translated(error) from error
 
+    def end_hanging(self) -> None:
+        """End sessions like this one whose owner has stopped in the middle of a COPY, and holds locks until it goes on.
+
+        No timeout of the server's does that: it takes such a COPY for work, and interrupts none that waits for data.
+        """
+        self.run(_END_HANGING.replace("PATIENCE_S", str(IDLE_IN_TRANSACTION_S)))
+
     def close(self) -> None:
         """Never raises."""
         with suppress(self.error, OSError):
@@ -208,6 +226,10 @@ def translate(error: psycopg.Error, *, lost: bool, user: str) -> tuple[Exception
         sentence = f"The target refuses the data: {name}, SQLSTATE {state}{', ' + place if place else ''}."
         line, column = _copied(error)
         return Refused(sentence, state, error.diag.constraint_name, error.diag.column_name or column, line), False
+    if state == "55P03":
+        return Locked(
+            f"The target waited for a lock for {LOCK_TIMEOUT_S} s: {name}, SQLSTATE {state}.", code="UW-PT-009"
+        ), False
     if state.startswith(_ENVIRONMENT) or state in _ENVIRONMENT_CODES:
         moved = state.startswith(_MOVED) or state in _MOVED_CODES
         return TransientError(f"The target database can't go on now: {name}, SQLSTATE {state}.", code="UW-PT-002"), (
