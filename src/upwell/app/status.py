@@ -74,11 +74,13 @@ def _subscriber(pipeline: Pipeline) -> Mapping[str, Any]:
             found = target.status(pipeline.name)
         except UpwellError as error:
             return {"error": error.message}
-    # Resyncs of tables that are no longer published will not be followed by others.
+    # Resyncs of tables that are no longer published will not be followed by others. Which tables are can be told only
+    # where the source is known.
+    known = pipeline.config.source is not None and pipeline.rules
     resyncs = [
         ResyncState(resync["resync"], resync["active"])
         for table, resync in found["resyncs"].items()
-        if not pipeline.rules or pipeline.rule(table) is not None
+        if not known or pipeline.rule(table) is not None
     ]
     repairs = found.pop("repairs")
     return found | {"holes": [each["reason"] for id_, each in repairs.items() if not repaired(id_, resyncs)]}
