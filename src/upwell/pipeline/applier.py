@@ -206,8 +206,10 @@ def _overtaken(record: Record) -> str:
 
 def repaired(request: str, resyncs: Sequence[ResyncState]) -> bool:
     """Whether these resyncs, the newest of each table, have brought back what the request (its id) is about."""
-    newest = int(request.removeprefix(HOLES_AFTER))
-    return bool(resyncs) and all(resync.resync > newest and not resync.active for resync in resyncs)
+    newest = request.removeprefix(HOLES_AFTER)
+    if not newest.isdecimal():
+        return False
+    return bool(resyncs) and all(resync.resync > int(newest) and not resync.active for resync in resyncs)
 
 
 class Applier:
