@@ -701,8 +701,8 @@ def test_who_hangs_in_the_middle_of_a_copy_is_not_waited_for(url: str, monkeypat
     with target.begin() as txn:
         txn.lock_lanes(PIPELINE, [1])
     hanging = psycopg.connect(url, application_name="upwell")
-    hanging.execute("SET statement_timeout TO 1")
     hanging.execute("SELECT 1 FROM upwell.watermark FOR UPDATE")
+    hanging.execute("SET statement_timeout TO 20")
     hanging.pgconn.send_query(b"COPY upwell.watermark FROM STDIN")
     for patience_s in (3600, 0):
         monkeypatch.setattr(postgres_session, "IDLE_IN_TRANSACTION_S", patience_s)
