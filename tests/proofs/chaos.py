@@ -91,7 +91,7 @@ class Size:
     pause_every_s: float  # at a pause all is put right, and source and target are compared
     pace_s: tuple[float, float]  # between two troubles
     writes_per_s: float  # transactions, to each source
-    ledger_rows: int
+    ledger_rows: int  # of PostgreSQL; SQLite's has a fourth of it
     large_rows: int  # of a large transaction, to PostgreSQL; a tenth of it to SQLite
 
 
@@ -191,7 +191,8 @@ class Side:
     def set_up(self) -> Iterator[None]:
         """Running and in step; watched until the end, which must find it well."""
         with closing(self.pipeline), explained(self.pipeline, self.seed):
-            self.pipeline.workload(self.seed).fill(40, ledger_rows=self.size.ledger_rows)
+            rows = self.size.ledger_rows if self.pipeline.subscribed else self.size.ledger_rows // 4
+            self.pipeline.workload(self.seed).fill(40, ledger_rows=rows)
             self.pipeline.workload(self.seed).fill(20)
             self.pipeline.run("track")
             for wire in self.wires:
@@ -247,7 +248,6 @@ class Side:
         for wire in self.wires:
             wire.faults.rates = {}
             wire.settle()
-        self.write_everywhere()
         began = time.monotonic()
         self._await_equal()
         self.catching_up_s.append(time.monotonic() - began)
@@ -348,7 +348,7 @@ class Side:
         if chance.random() < 0.3:
             sql = f"DELETE FROM ledger WHERE entry BETWEEN {rows[0]} AND {rows[-1]}"
         else:
-            sql = self._upsert(rows, "large")
+            sql = self.upsert(rows, "large")
         return f"{sql[:6]} of {len(rows)} rows" + self.on_source(sql)
 
     def large_rows(self, chance: random.Random) -> range:
@@ -364,12 +364,7 @@ class Side:
         sql = f"ALTER TABLE {table} ADD COLUMN extra_{self.columns} int DEFAULT {self.columns}"
         return sql + self.on_source(sql)
 
-    def write_everywhere(self) -> None:
-        """A record in every lane: what was lost at the end of a lane shows when something follows."""
-        failed = self.on_source(self._upsert(EVERYWHERE, "everywhere"))
-        assert not failed, failed
-
-    def _upsert(self, rows: range, note: str) -> str:
+    def upsert(self, rows: range, note: str) -> str:
         self.state += 1
         values = ", ".join(f"({entry}, {self.state}, '{note}')" for entry in rows)
         columns = "ledger (entry, state, note)"
@@ -404,6 +399,10 @@ class Relational(Side):
 
     def pause(self) -> str:
         self.thief.left = 0
+        self.put_right(all_of_it=True)
+        # A record in every lane: what was lost at the end of a lane shows when something follows.
+        failed = self.on_source(self.upsert(EVERYWHERE, "everywhere"))
+        assert not failed, failed
         told = super().pause()
         self._check_alarms()
         return f"{told}, {len(self.thief.taken)} records deleted, {len(self.alarms)} alarms"
