@@ -13,6 +13,7 @@ import sys
 BENCHES = (
     "publish",
     "apply",
+    "poison",
     "postgres_source",
     "sqlite_source",
     "postgres_target",
