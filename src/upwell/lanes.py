@@ -17,7 +17,7 @@ _HASH_KEYS = 2**128  # a Kinesis stream's hash key space
 
 def lane_of(event: ChangeEvent, lanes: int) -> int:
     """The event's lane, 0 to `lanes` - 1: CRC-32 of the table's name and the key, modulo the lanes."""
-    return zlib.crc32(event.key, event.schema.lane_seed) % lanes
+    return zlib.crc32(event.schema.lane_key(event.key), event.schema.lane_seed) % lanes
 
 
 def partition_key(lane: int) -> str:

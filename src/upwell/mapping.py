@@ -274,7 +274,9 @@ def _leaving(
         if named.count(name) > 1:
             raise _wrong(rule, f"rename gives {source.table} two columns named {name}", "UW-CF-022")
     key = tuple(renames.get(name, name) for name in source.key)
-    return replace(source, columns=tuple(columns), key=key, target=source.target if rule.to is None else rule.to)
+    loose = frozenset(renames.get(name, name) for name in source.loose)
+    target = source.target if rule.to is None else rule.to
+    return replace(source, columns=tuple(columns), key=key, target=target, loose=loose)
 
 
 def _check_known(rule: TableRule, source: TableSchema, listed: Sequence[str]) -> None:

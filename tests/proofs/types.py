@@ -63,7 +63,7 @@ FULL = Size(
     columns=1,
     sqlite_types=SQLITE_TYPES,
     ways=(*_CROSSWISE, ("postgresql", "dynamodb"), ("sqlite", "kinesis")),
-    rounds=2,
+    rounds=1,
 )
 # Where it does not matter how a column of the source is declared, its output function's words are its value.
 _PRINTING = (

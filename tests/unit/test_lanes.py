@@ -35,6 +35,22 @@ def test_delivery_sends_an_event_by_the_lane_of_its_key(keys: list[tuple[str, st
     assert sent == Counter(lane_of(each, lanes) for each in events)
 
 
+@given(st.text(), st.text(), st.integers())
+def test_what_may_be_written_in_several_ways_does_not_count(one: str, other: str, number: int) -> None:
+    """A delete of the old look and an upsert of the new one stay in order."""
+    columns = (Column("c", "citext", Kind.TEXT), Column("n", "bigint", Kind.INT))
+    schema = TableSchema("public.t", columns, ("c", "n"), "postgresql", loose=frozenset({"c"}))
+    keys = [orjson.dumps([text, str(number)]) for text in (one, other)]
+    events = [event("x", "")._replace(schema=schema, key=key, row=key) for key in keys]
+    assert lane_of(events[0], LANES_MAX) == lane_of(events[1], LANES_MAX)
+    sink = StdoutSink("shop", io.BytesIO())
+    delivery: Delivery[int] = Delivery(
+        sink, term=1, lanes=64, acknowledged={}, pending_bytes_max=2**30, rng=random.Random(0)
+    )
+    delivery.offer(events, 1)
+    assert [(parcel.lane, parcel.taken) for parcel in delivery.take(0.0)] == [(lane_of(events[0], 64), 2)]
+
+
 def test_lanes_stay_what_they_were() -> None:
     """Another formula would give keys other lanes while events of theirs are on their way."""
     assert [lane_of(event("main.a", key), 64) for key in ("1", "2", "x")] == [52, 45, 59]

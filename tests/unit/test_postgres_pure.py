@@ -12,7 +12,7 @@ from upwell.sources.postgres_catalog import matches
 from upwell.sources.postgres_chunks import Snapshot, whole_xid
 from upwell.sources.postgres_place import Place, Server, Slot, why_lost
 from upwell.sources.postgres_session import meaning, quote_ident, quote_literal, refused
-from upwell.sources.postgres_types import unescape
+from upwell.sources.postgres_types import is_exact, unescape
 
 PLACE = Place(lsn=1000, system="7", timeline=3, database=5, slot="s", next_xid=77)
 SERVER = Server(system="7", timeline=3, database=5, lsn=2000, next_xid=100, standby=False)
@@ -198,3 +198,28 @@ def test_why_there_is_no_connection(text: str, kind: type[Exception], code: str)
     assert error.code == code
     assert "db.example:5433/shop" in str(error)
     assert "hunter2" not in str(error)
+
+
+# --- keys
+
+
+@pytest.mark.parametrize(
+    ("base", "typtype", "typmod", "exact"),
+    [
+        ("int8", "b", -1, True),
+        ("numeric", "b", -1, True),
+        ("mood", "e", -1, True),
+        ("bpchar", "b", 9, True),
+        ("bpchar", "b", -1, False),
+        ("interval", "b", -1, False),
+        ("citext", "b", -1, False),
+        ("jsonb", "b", -1, False),
+        ("numrange", "r", -1, False),
+        ("int4range", "r", -1, True),
+        ("_int4", "b", -1, True),
+        ("_numeric", "b", -1, False),
+        ("pair", "c", -1, False),
+    ],
+)
+def test_which_keys_are_equal_only_where_they_look_alike(base: str, typtype: str, typmod: int, exact: bool) -> None:
+    assert is_exact(base, typtype, typmod=typmod) is exact

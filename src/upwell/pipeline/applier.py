@@ -67,7 +67,9 @@ class _Fold:
 
     def add(self, event: ReceivedEvent) -> bool:
         """False: the event can't be merged with the one before it; it belongs to the next fold."""
-        address = event.schema.table, event.key
+        # SQLite has keys 1 and 1.0 in columns without a type: two on the wire, and one to Python.
+        key = event.key if event.schema.dialect != "sqlite" else tuple(map(repr, event.key))
+        address = event.schema.table, key
         before = self.events.get(address)
         # A delete may have a partial schema too: a row that left its filter.
         if before is not None and event.schema.partial and event.operation == UPSERT:

@@ -112,7 +112,11 @@ class Delivery(Generic[Mark]):
             lanes = len(self._lanes)
             for item in items:
                 # lanes.lane_of, written out: this is the hot loop.
-                number = crc32(item.key, item.schema.lane_seed) % lanes if isinstance(item, ChangeEvent) else item.lane
+                if isinstance(item, ChangeEvent):
+                    key = item.schema.lane_key(item.key) if item.schema.loose else item.key
+                    number = crc32(key, item.schema.lane_seed) % lanes
+                else:
+                    number = item.lane
                 if number in by_lane:
                     by_lane[number].append(item)
                 else:

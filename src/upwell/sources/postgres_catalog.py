@@ -10,7 +10,7 @@ from upwell.errors import ConfigError, OperatorError
 from upwell.model import Column, TableName, TableSchema, TableSelection
 from upwell.sources.pgoutput import Relation
 from upwell.sources.postgres_session import quote_ident
-from upwell.sources.postgres_types import ColumnType, Decode, column_type
+from upwell.sources.postgres_types import ColumnType, Decode, column_type, is_exact
 from upwell.tablepatterns import part_matches
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class CatalogColumn(NamedTuple):
     has_default: bool  # adding it gives the rows that are there a value other than NULL
     generated: bool
     may_toast: bool  # values may be stored out of line
+    deterministic: bool  # its collation holds no two different texts for equal
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,19 @@ class Catalog:
             Column(column[0], type_.name, type_.kind, defaults.get(column[0], False))
             for column, type_ in zip(wanted, types, strict=True)
         )
-        return TableSchema(str(name), made, key, DIALECT), names
+        return TableSchema(str(name), made, key, DIALECT, loose=self._loose(table, wanted, key)), names
+
+    def _loose(
+        self, table: CatalogTable, columns: Sequence[tuple[str, int, int]], key: Sequence[str]
+    ) -> frozenset[str]:
+        """The key's columns whose values may be equal though their texts differ, see TableSchema."""
+        deterministic = {column.name: column.deterministic for column in table.columns}
+        exact = {
+            name
+            for name, type_, typmod in columns
+            if is_exact(self._types[type_, typmod].name, self._types[type_, typmod].typtype, typmod=typmod)
+        }
+        return frozenset(name for name in key if name not in exact or not deterministic.get(name, True))
 
     def _is_published(self, table: CatalogTable, column: CatalogColumn) -> bool:
         if table.published is not None and column.name not in table.published:
@@ -348,7 +361,8 @@ _USER_TABLES: Final = "n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
 _COLUMNS: Final = """
 SELECT a.attrelid, a.attname, a.atttypid, a.atttypmod, format_type(a.atttypid, a.atttypmod),
        a.atthasdef OR a.atthasmissing OR a.attidentity <> '', a.attgenerated <> '',
-       a.attlen = -1 AND a.attstorage <> 'p'
+       a.attlen = -1 AND a.attstorage <> 'p',
+       coalesce((SELECT l.collisdeterministic FROM pg_collation l WHERE l.oid = a.attcollation), true)
   FROM pg_attribute a
  WHERE a.attrelid = ANY(%s) AND a.attnum > 0 AND NOT a.attisdropped
  ORDER BY a.attrelid, a.attnum"""

@@ -47,6 +47,40 @@ def column_type(name: str, base: str, *, built_in: bool, typtype: str, has_typmo
     return ColumnType(name, kind, decode)
 
 
+def is_exact(base: str, typtype: str, *, typmod: int) -> bool:
+    """Whether values of a type that a key can have, as `column_type` writes them there, are equal only where they are
+    written alike. Not so: '1 day' and '24:00:00', 1.0 and 1.00 inside an array, 'a' and 'A' in citext.
+    """
+    if typtype == "e":
+        return True
+    if base == "bpchar":
+        return typmod >= 0  # else blanks at the end are kept, and do not count
+    return base in _EXACT or (base.startswith("_") and base[1:] in _EXACT_IN_ARRAYS)
+
+
+_EXACT_IN_ARRAYS: Final = frozenset(
+    {"bool", "int2", "int4", "int8", "oid", "text", "varchar", "name", "char", "bytea", "date", "time", "timestamp"}
+    | {
+        "timestamptz",
+        "uuid",
+        "inet",
+        "cidr",
+        "macaddr",
+        "macaddr8",
+        "bit",
+        "varbit",
+        "money",
+        "pg_lsn",
+        "xid8",
+        "timetz",
+    }
+)
+_EXACT: Final = _EXACT_IN_ARRAYS | {
+    *("numeric", "float4", "float8"),  # written in one way in a key
+    *("int4range", "int8range", "daterange", "tsrange", "tstzrange"),
+}
+
+
 def _bool(text: bytes) -> bool:
     return text == b"t"
 

@@ -170,14 +170,16 @@ def _read_table(connection: sqlite3.Connection, name: str, selection: TableSelec
         for column in info
         if column[1] in chosen
     )
+    key = tuple(
+        KeyColumn(c[1], collations.get(c[1], "BINARY"), typed=affinity_of(c[2]) == "BLOB" or c[2].upper() == "ANY")
+        for c in key_info
+    )
+    loose = frozenset(column.name for column in key if not column.exact)
     return Table(
         name=name,
         all_columns=tuple(column[1] for column in info),
-        schema=TableSchema(str(TableName("main", name)), columns, tuple(key_names), DIALECT),
-        key=tuple(
-            KeyColumn(c[1], collations.get(c[1], "BINARY"), typed=affinity_of(c[2]) == "BLOB" or c[2].upper() == "ANY")
-            for c in key_info
-        ),
+        schema=TableSchema(str(TableName("main", name)), columns, tuple(key_names), DIALECT, loose=loose),
+        key=key,
         unique=unique,
         key_may_be_null=primary is not None and not all(column[3] for column in key_info),
         rowid=rowid,

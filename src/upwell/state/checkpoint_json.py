@@ -71,15 +71,17 @@ def _progress_from_json(values: dict[str, Any]) -> TableProgress:
 def _schema_to_json(schema: TableSchema) -> dict[str, Any]:
     return {
         "table": schema.table,
-        # Not the wire's form: that leaves out what only the source knows (`has_default`).
+        # Not the wire's form: that leaves out what only the source knows (`has_default`, `loose`).
         "columns": [list(column) for column in schema.columns],
         "key": schema.key,
         "dialect": schema.dialect,
         "target": schema.target,
         "partial": schema.partial,
+        "loose": sorted(schema.loose),
     }
 
 
 def _schema_from_json(values: dict[str, Any]) -> TableSchema:
     columns = tuple(Column(name, type_, Kind(kind), default) for name, type_, kind, default in values["columns"])
-    return TableSchema(**{**values, "columns": columns, "key": tuple(values["key"])})
+    loose = frozenset(values.get("loose", ()))
+    return TableSchema(**{**values, "columns": columns, "key": tuple(values["key"]), "loose": loose})
