@@ -57,7 +57,7 @@ _DAMAGE: Final = frozenset(
     }
 )
 _UNREADABLE: Final = (sqlite3.OperationalError, sqlite3.DataError)  # raised by Python: text that is no UTF-8
-_LETTER: Final = "SELECT id, tbl, key, version, reason, time, payload FROM dead_letter"
+_LETTER: Final = "SELECT id, tbl, key, version, reason, time, {} FROM dead_letter"  # the payload, or x'' in its place
 
 
 class SqliteState:
@@ -186,12 +186,12 @@ class SqliteState:
         return status
 
     def dead_letters(self) -> Sequence[DeadLetter]:
-        """All that are kept, the oldest first."""
-        return self._letters(f"{_LETTER} ORDER BY id")
+        """All that are kept, the oldest first, without their payloads."""
+        return self._letters(_LETTER.format("x''") + " ORDER BY id")
 
     def dead_letter(self, id_: int) -> DeadLetter | None:
-        """One of them; None where there is none of that id."""
-        letters = self._letters(f"{_LETTER} WHERE id = ?", id_)
+        """One of them, with its payload; None where there is none of that id."""
+        letters = self._letters(_LETTER.format("payload") + " WHERE id = ?", id_)
         return letters[0] if letters else None
 
     def drop_dead_letter(self, id_: int) -> bool:
