@@ -34,7 +34,7 @@ import upwell
 from lab.parts import ACCESS_KEY_ID, REGION, PostgresServer
 from tests.acceptance.compare import kinesis_client
 from tests.acceptance.pipelines import COMMAND_S, UPWELL, Pipeline, create_stream, explained
-from tests.fake_aws import Request, fake_proxy, fake_service, listening, refused
+from tests.fake_aws import Request, fake_proxy, fake_service, listening, ok, refused
 from tests.proofs import Figures, Servers
 from tests.proofs.disk import _await
 
@@ -206,7 +206,7 @@ def _echoes_the_signature(request: Request) -> bytes:
 def _echoes_the_request(request: Request) -> bytes:
     """As AWS does where a value is not allowed."""
     if request.action != "PutRecords":
-        return refused("UnknownOperationException")
+        return ok({"StreamDescriptionSummary": {"StreamStatus": "ACTIVE"}})
     data = base64.b64decode(request.payload["Records"][0]["Data"]).decode()
     return refused("ValidationException", f"1 validation error detected: Value '{data}' at 'records' is too much")
 
