@@ -56,21 +56,17 @@ class Size:
     idle_s: int  # after which the target ends a transaction that does nothing
     lock_s: int  # after which who waits for a lock of the target ends a transaction that hangs
     ledger_rows: int  # read anew while it is stopped
-    plain: bool  # publishers are stopped also where nothing but changes are in flight
     swept: int  # items that a resync removes from DynamoDB
     within_s: float
 
 
-SMALL: Final = Size(
-    stopped_s=3, walsender_s=2, idle_s=3, lock_s=4, ledger_rows=12_000, plain=False, swept=50, within_s=60
-)
+SMALL: Final = Size(stopped_s=2, walsender_s=2, idle_s=2, lock_s=3, ledger_rows=7_000, swept=50, within_s=60)
 FULL: Final = Size(
     stopped_s=60,
     walsender_s=20,
     idle_s=postgres_session.IDLE_IN_TRANSACTION_S,
     lock_s=postgres_session.LOCK_TIMEOUT_S,
     ledger_rows=100_000,
-    plain=True,
     swept=2_000,
     within_s=300,
 )
@@ -107,8 +103,6 @@ def _kinesis(servers: Servers, folder: Path, size: Size, seed: int) -> dict[str,
             play = Play("Kinesis", pipeline, wire, size)
             with play.running(seed, ("person",)):
                 _subscriber_in_a_transaction(play)
-                if size.plain:
-                    play.zombie("with PutRecords in flight", "PutRecords")
                 _in_a_snapshot(play)
                 play.zombie("with PutRecords in flight, and a copy of its state", "PutRecords", copied=True)
             _assert_no_losses(target)
@@ -211,8 +205,6 @@ def _dynamodb(servers: Servers, folder: Path, size: Size, seed: int) -> dict[str
     with closing(pipeline), explained(pipeline, seed), FaultProxy(servers.dynamodb, seed=seed) as wire:
         play = Play("DynamoDB", pipeline, wire, replace(size, ledger_rows=4 * size.swept))
         with play.running(seed, ()):
-            if size.plain:
-                play.zombie("with PutItem in flight", "PutItem")
             _in_a_sweep(play)
             play.zombie("with PutItem in flight, and a copy of its state", "PutItem", copied=True)
         return play.figures

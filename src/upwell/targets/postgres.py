@@ -21,7 +21,7 @@ from upwell.ports import LaneState, Request, ResyncState
 from upwell.targets import postgres_checkup as checkup
 from upwell.targets import postgres_own as own
 from upwell.targets.postgres_refusals import Suspicions, filled_without
-from upwell.targets.postgres_session import STATEMENT_TIMEOUT_S, AlreadyMade, Pool, Refused, Session, ident
+from upwell.targets.postgres_session import STATEMENT_TIMEOUT_S, AlreadyMade, Locked, Pool, Refused, Session, ident
 from upwell.targets.postgres_tables import (
     TargetTable,
     Writer,
@@ -82,6 +82,8 @@ class PostgresTarget:
             except BaseException as error:
                 transaction.forget(error)
                 _roll_back(session)
+                if isinstance(error, Locked):
+                    session.end_hanging()
                 raise
 
     @contextmanager
