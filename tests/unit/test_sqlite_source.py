@@ -665,6 +665,12 @@ def test_tables_may_be_called_as_the_catalog_and_columns_as_row_ids(shop: Shop) 
     assert replica.of("main.pragma_table_list") == [["x", "changed", "z"]]
 
 
+def test_a_range_of_row_ids_may_be_of_any_size(shop: Shop) -> None:
+    shop.run(f"INSERT INTO item (id) VALUES ({-(2**63)}), ({2**63 - 1})")
+    replica = shop.reader()
+    assert replica.source.estimate("main.item") is None
+
+
 def test_only_letters_of_ascii_have_a_case(shop: Shop) -> None:
     shop.run(
         'CREATE TABLE "Ä" (id INTEGER PRIMARY KEY, "é" TEXT, "É" TEXT)', 'CREATE TABLE "ä" (id INTEGER PRIMARY KEY)'

@@ -21,6 +21,7 @@ from upwell.sources.sqlite_catalog import KeyColumn, Table, quoted
 from upwell.sources.sqlite_rows import Encoder, Stored, known_key
 
 _ROWIDS = ("rowid", "_rowid_", "oid")  # each may also be the name of a column
+_ROWS_MAX = 2**48  # what fits a database file of SQLite's greatest size, about
 _NULL_KEY = "NULL in the primary key: such a row can't be told from others"
 
 
@@ -153,7 +154,10 @@ class TableReader:
             return None
         ends = f"SELECT (SELECT max({rowid}) FROM {quoted(name)}), (SELECT min({rowid}) FROM {quoted(name)})"
         last, first = connection.execute(ends).fetchone()
-        return 0 if last is None else int(last) - int(first) + 1
+        if last is None:
+            return 0
+        rows = int(last) - int(first) + 1
+        return rows if rows <= _ROWS_MAX else None  # ids at random, say: the range tells nothing
 
 
 def fetch(
