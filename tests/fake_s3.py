@@ -36,6 +36,7 @@ class FakeS3:
     readable: bool = True
     writable: bool = True
     failing: bool = False  # it answers that it is not available
+    invited: int = 0  # how many asked for leave to send a body, and got it
     objects: dict[str, bytes] = field(default_factory=dict)
     headers: dict[str, dict[str, str]] = field(default_factory=dict)  # with which an object was put
     asked: list[tuple[str, str, int]] = field(default_factory=list)
@@ -68,6 +69,14 @@ class FakeS3:
             protocol_version = "HTTP/1.1"
             do_PUT = do_GET = do_HEAD = lambda self: fake._serve(self)  # noqa: N815
 
+            def handle_expect_100(self) -> bool:
+                """As S3: who may not write is told before the body, and the connection ends."""
+                if fake._server is not None and fake.writable and not fake.failing:
+                    fake.invited += 1
+                    return super().handle_expect_100()
+                fake._serve(self, body_follows=False)
+                return False
+
             def log_message(self, *_: Any) -> None:
                 pass
 
@@ -78,11 +87,12 @@ class FakeS3:
     def count(self, method: Literal["PUT", "GET"], status: int = 200) -> int:
         return sum(each[0] == method and each[2] == status for each in self.asked)
 
-    def _serve(self, request: BaseHTTPRequestHandler) -> None:
+    def _serve(self, request: BaseHTTPRequestHandler, *, body_follows: bool = True) -> None:
         if self._server is None:
             request.close_connection = True
             return
-        body = request.rfile.read(int(request.headers.get("content-length") or 0))
+        request.close_connection |= not body_follows
+        body = request.rfile.read(int(request.headers.get("content-length") or 0)) if body_follows else b""
         bucket, _, key = request.path.split("?")[0].lstrip("/").partition("/")
         status, content = self._answer(request, bucket, key, body)
         self.asked.append((request.command, key, status))

@@ -21,6 +21,7 @@ from upwell.errors import ConfigError, OperatorError, TransientError, UpwellErro
 CONNECT_S: Final = 5.0  # to all addresses of a host together; again for the TLS handshake
 READ_S: Final = 15.0  # without a byte going either way
 ANSWER_S: Final = 120.0  # from an answer's first byte to its last
+EXPECT_S: Final = 1.0  # for leave to send a body; what does not know the question says nothing
 IDLE_S_MAX: Final = 30.0  # firewalls forget idle connections without a word, some after a minute
 HEAD_BYTES_MAX: Final = 64 * 1024
 ANSWER_BYTES_MAX: Final = 16 * 1024 * 1024  # GetRecords: 10 MiB of data in base64; local stand-ins do not stop there
@@ -218,6 +219,7 @@ class Connection:
         self._name = route.host
         self._socket = route.open()
         self._since = time.monotonic()  # that the last request was sent, or its answer read
+        self._early = b""  # what came before the whole request was sent
         self.reusable = True
 
     def alive(self) -> bool:
@@ -255,6 +257,36 @@ class Connection:
             self.close()
             raise _lost(self._name, error) from error
 
+    def offer(self, head: bytes) -> bool:
+        """Send the head of a request that asks for leave to send its body: `Expect: 100-continue`.
+
+        True: the body is wanted, or nothing was said for EXPECT_S; it goes by `send(b"", body)`. False: an answer has
+        come instead, for `receive`, after which the connection is not to be used again. So a large body is not sent
+        to be refused, and why it is refused is not lost with the connection. Raises TransientError.
+        """
+        self.reusable = False
+        try:
+            self._socket.sendall(head)
+            self._since = time.monotonic()
+            self._socket.settimeout(EXPECT_S)
+            try:
+                received = self._receive()
+            except TimeoutError:
+                return True
+            finally:
+                self._socket.settimeout(READ_S)
+            while b"\r\n\r\n" not in received:
+                received += self._receive(self._since + READ_S)
+        except OSError as error:
+            self.close()
+            raise _lost(self._name, error) from error
+        interim, _, rest = received.partition(b"\r\n\r\n")
+        if _status(interim, self._name) == 100:
+            self._early = rest
+            return True
+        self._early = received
+        return False
+
     def receive(self) -> Answer:
         """Read the answer to what was sent. Raises TransientError: the request may have been carried out.
 
@@ -284,7 +316,7 @@ class Connection:
             self._socket.close()
 
     def _read_answer(self) -> tuple[Answer, bool]:
-        received = self._receive()
+        received, self._early = self._early or self._receive(), b""
         deadline = time.monotonic() + ANSWER_S
         while True:
             while (end := received.find(b"\r\n\r\n")) < 0:

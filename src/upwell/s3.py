@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from typing import Final
 from urllib.parse import urlsplit
 
 from upwell.aws import AwsTime, Credentials, Place
@@ -15,6 +16,7 @@ from upwell.errors import OperatorError, UpwellError
 from upwell.http1 import Answer, Connection, Route
 from upwell.sigv4 import Keys, object_head
 
+ASKED_BYTES_MIN: Final = 256 * 1024  # from this on a body waits for S3's leave
 _NOTHING = hashlib.sha256(b"").hexdigest()
 _IDLE_MAX = 4  # connections
 _REFUSED_KEYS = ("UW-AWS-005", "UW-AWS-006")
@@ -98,8 +100,15 @@ class S3Bucket:
         )
         connection = self._connection()
         try:
-            connection.send(head, body)
-            answer = connection.receive()
+            if len(body) < ASKED_BYTES_MIN:
+                connection.send(head, body)
+                answer = connection.receive()
+            elif connection.offer(head.removesuffix(b"\r\n") + b"Expect: 100-continue\r\n\r\n"):
+                connection.send(b"", body)
+                answer = connection.receive()
+            else:
+                answer = connection.receive()
+                connection.close()
         finally:
             self._give_back(connection)
         self._time.note(answer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import closing
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import boto3
@@ -12,6 +13,7 @@ import pytest
 
 from lab.parts import ACCESS_KEY_ID, REGION, SECRET_ACCESS_KEY
 from tests.fake_s3 import FakeS3
+from upwell import http1
 from upwell.errors import OperatorError, TransientError
 from upwell.s3 import S3Bucket
 
@@ -85,6 +87,34 @@ def test_away_is_transient_and_it_comes_back(fake: FakeS3, bucket: S3Bucket) -> 
             bucket.get(KEY)
     fake.come_back()
     assert bucket.get(KEY) == b"some"
+
+
+def test_a_large_body_waits_for_leave_and_is_not_sent_to_be_refused(fake: FakeS3, bucket: S3Bucket) -> None:
+    large = os.urandom(3_000_000)
+    bucket.put(KEY, large)
+    assert fake.invited == 1
+    assert bucket.get(KEY) == large
+    fake.writable = False
+    with pytest.raises(OperatorError) as denied:
+        bucket.put(KEY, large)
+    assert denied.value.code == "UW-CC-003"
+    fake.writable, fake.failing = True, True
+    with pytest.raises(TransientError):
+        bucket.put(KEY, large)
+    fake.failing = False
+    bucket.put(KEY, large)
+    bucket.put(KEY, b"small")
+    assert fake.invited == 2
+
+
+def test_who_does_not_know_the_question_gets_the_body_all_the_same(
+    fake: FakeS3, bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http1, "EXPECT_S", 0.05)
+    monkeypatch.setattr(BaseHTTPRequestHandler, "handle_expect_100", lambda _: True)
+    large = os.urandom(3_000_000)
+    bucket.put(KEY, large)
+    assert bucket.get(KEY) == large
 
 
 def test_what_only_a_person_can_mend(fake: FakeS3, bucket: S3Bucket) -> None:

@@ -45,7 +45,7 @@ class Size:
     within_s: float  # for each step
 
 
-SMALL = Size(rows=1, outage_s=2, ticks_per_s=40, ticks_within_s=10, within_s=60)
+SMALL = Size(rows=1, outage_s=2, ticks_per_s=40, ticks_within_s=30, within_s=60)
 FULL = Size(rows=4, outage_s=60, ticks_per_s=100, ticks_within_s=5, within_s=300)
 
 # id → (state, note, the body's digest)

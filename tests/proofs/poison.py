@@ -40,7 +40,7 @@ class Size:
     within_s: float
 
 
-SMALL = Size(rows=3_000, one_in=100, per_s=600, late_s_max=10, measured_events=0, within_s=60)
+SMALL = Size(rows=3_000, one_in=100, per_s=600, late_s_max=20, measured_events=0, within_s=60)
 FULL = Size(rows=200_000, one_in=1_000, per_s=2_000, late_s_max=5, measured_events=100_000, within_s=600)
 
 # kind → (the row's columns that hold it, a word of the reason)
