@@ -80,6 +80,7 @@ EQUAL_S: Final = 180.0
 LARGE: Final = range(-100_000, -90_000)
 EVERYWHERE: Final = range(-2_000, -1_000)  # so many keys that every lane has some
 COLUMNS_MAX: Final = 12  # added by a run
+BEGUN: Final = re.compile(r"events (read|received)")  # what a program logs once it runs
 BUG: Final = re.compile(r"This is a bug|Traceback \(most recent", re.MULTILINE)
 
 
@@ -225,12 +226,19 @@ class Side:
             if program is None and time.monotonic() < self.rest_until.get(role, 0):
                 continue
             if program is not None and not program.running:
-                words = program.log.read_text()
-                assert not BUG.search(words), f"{self.name}: {program.log.name}:\n{words}"
-                reason = re.search(r"error: (.*)|\[(UW-\w+-\d+)\]", words)
-                self.ended[f"{role} ended by itself with {program.wait(1)}: {reason[0] if reason else words}"] += 1
+                self.ended[self._why_ended(role, program)] += 1
             if program is None or not program.running:
                 self.services[role] = self.pipeline.start(role)
+
+    @staticmethod
+    def _why_ended(role: Role, program: Program) -> str:
+        """Only what was out of reach when it started may end a program."""
+        words = program.log.read_text()
+        assert not BUG.search(words), f"{program.log.name}:\n{words}"
+        assert not BEGUN.search(words), f"{program.log.name} ended by itself while it ran:\n{words}"
+        reason = re.search(r"error: (.*)", words)
+        assert reason is not None, f"{program.log.name} ended without a reason:\n{words}"
+        return f"{role} ({program.wait(1)}): {re.sub('[0-9]{4,5}', '…', reason[1])}"
 
     def put_right(self, *, all_of_it: bool = False) -> list[str]:
         """What has lasted long enough ends; what that was."""
@@ -581,7 +589,7 @@ class Chaos:
             "time to catch up": f"{catching_up[len(catching_up) // 2]:.1f} s, at most {catching_up[-1]:.1f} s",
             "changes seen by the watch": f"{sum(side.watch.changes_seen for side in self.sides):,}",
             "rows wrong, rows back in time, dead letters, false alarms": "0, 0, 0, 0",
-            "programs that ended by themselves, as they should, and were started again": _told(ended) or "none",
+            "programs that could not start, and were started again": _told(ended) or "none",
         }
 
 

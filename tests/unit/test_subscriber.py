@@ -173,6 +173,29 @@ def test_a_hole_is_logged_and_the_repair_is_handed_over_at_once(caplog: pytest.L
     assert subscriber.totals.holes >= 1
 
 
+def test_a_run_that_ends_hands_its_repairs_over_first() -> None:
+    class Damaged(Applier):
+        def apply(self, data: Sequence[bytes]) -> Applied:
+            super().apply(data)
+            return Applied(holes=1, alarm="Lane 3: records are missing.")
+
+    applier = Damaged()
+    relayed: list[int] = []
+    stop = threading.Event()
+    Subscriber(
+        "shop",
+        stream=Stream({"shard": [b"x"]}),
+        applier=applier,  # type: ignore[arg-type]
+        checkpoints=Checkpoints(),
+        relay_repairs=lambda: relayed.append(len(applier.applied)),
+        clock=SystemClock(stop),
+        rng=random.Random(1),
+        stop=stop,
+        read_every_s=0.0,
+    ).run(once=True)
+    assert relayed[-1] == 1
+
+
 def test_the_size_of_what_is_no_record_is_its_own() -> None:
     assert unpacked_size(b"\x28\xb5\x2f\xfd") == 4
     assert unpacked_size(b"") == 0

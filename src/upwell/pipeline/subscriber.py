@@ -174,7 +174,9 @@ class Subscriber:
                     shards_at = now + SHARDS_EVERY_S
                     shards = self._retried(self._stream.shards)
                     if shards is not None and self._start_workers(shards) and once:
-                        return
+                        if not self._damaged.is_set():
+                            return
+                        self._changed.set()  # once more, after the repair was handed over
                 if now >= repairs_at or self._damaged.is_set():
                     self._damaged.clear()
                     repairs_at = now + REPAIRS_EVERY_S
