@@ -41,7 +41,7 @@ class Size:
 
 
 SMALL = Size(1, 20, all=False)
-FULL = Size(40, 60, all=True)
+FULL = Size(16, 60, all=True)
 
 
 @dataclass
