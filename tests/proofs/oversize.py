@@ -235,15 +235,19 @@ class _Way:
         return str(self.s3.port) in (status.get("last_error") or "")
 
     def _tick_for(self, seconds: float, lanes: Collection[int]) -> tuple[int, float]:
-        """Small rows for a while; how many came in other lanes, and how long the slowest of those took to arrive."""
+        """Small rows for a while, and until there are some in these lanes and some in others; how many came in others,
+        and how long the slowest of those took to arrive.
+        """
         written: dict[int, float] = {}
         slowest = 0.0
-        count = 0
+        count = waiting = 0
         until = time.monotonic() + seconds
-        while time.monotonic() < until or written:
-            if time.monotonic() < until:
+        while (writing := time.monotonic() < until or not (count and waiting)) or written:
+            if writing:
                 tick = self._tick()
-                if _lane("tick", tick) not in lanes:
+                if _lane("tick", tick) in lanes:
+                    waiting += 1
+                else:
                     written[tick] = time.monotonic()
                     count += 1
             there, now = self._ticks_there(), time.monotonic()
