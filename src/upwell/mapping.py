@@ -7,7 +7,7 @@ changes the key, in every event of the table alike, so order per key stays what 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Mapping as Dict
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
@@ -79,6 +79,22 @@ class TableRule:
     def is_pattern(self) -> bool:
         """Whether it may match several tables."""
         return has_wildcard(self.pattern)
+
+
+def check_targets(leaving: Iterable[TableSchema]) -> None:
+    """Raises ConfigError where two tables would become one table of a relational target."""
+    taken: dict[TableName, str] = {}
+    for schema in leaving:
+        name = TableName.parse(schema.target or schema.table)
+        default = "public" if schema.target is not None else _DEFAULT_SCHEMAS.get(schema.dialect, "")
+        there = TableName("public" if name.schema in ("", default) else name.schema, name.name)
+        other = taken.setdefault(there, schema.table)
+        if other != schema.table:
+            raise ConfigError(
+                f"{other} and {schema.table} would both become the table {there}, and remove each other's rows.",
+                code="UW-CF-024",
+                remedy="Give one of them another name with `to`.",
+            )
 
 
 @dataclass(frozen=True, slots=True)

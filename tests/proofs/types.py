@@ -376,6 +376,10 @@ def promised_of_postgres(declared: str, value: str | None, told: Told) -> Any:
     if value is None:
         return None
     if told.type == "N":
+        if declared == "double precision" and _fits_number(value):
+            return "N", Decimal(
+                repr(float(value))
+            )  # the shortest digits that are this float; PostgreSQL may print more
         return ("N", Decimal(value)) if _fits_number(value) else ("S", value)
     if told.type == "BOOL":
         return "BOOL", value == "t"

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from upwell.errors import ConfigError
-from upwell.mapping import Mapping, TableRule, pseudonym
+from upwell.mapping import Mapping, TableRule, check_targets, pseudonym
 from upwell.model import DELETE, UPSERT, ChangeEvent, Column, Kind, TableName, TableSchema, TableSelection, Value
 from upwell.where import Where
 
@@ -298,3 +298,26 @@ def test_what_leaves_never_holds_a_masked_value_and_is_else_the_same(row: list[V
     email = None if row[1] is None else pseudonym(row[1], SECRET)
     expected = [row[0], email, None, "***"]
     assert one(masked, upsert(row)).values() == orjson.loads(orjson.dumps(expected))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "refused"),
+    [
+        (("public.a", "x"), ("public.b", "x"), True),
+        (("public.a", "x"), ("public.b", "public.x"), True),
+        (("public.a", None), ("public.b", "a"), True),
+        (("sales.a", None), ("public.b", "sales.a"), True),
+        (("public.a", None), ("sales.a", None), False),
+        (("public.a", None), ("public.A", None), False),
+        (("public.a", "x"), ("public.b", '"X"'), False),
+    ],
+)
+def test_no_two_tables_become_one(one: tuple[str, str | None], other: tuple[str, str | None], refused: bool) -> None:
+    columns = (Column("id", "integer", Kind.INT),)
+    schemas = [TableSchema(table, columns, ("id",), "postgresql", to) for table, to in (one, other)]
+    if not refused:
+        check_targets(schemas)
+        return
+    with pytest.raises(ConfigError) as error:
+        check_targets(schemas)
+    assert error.value.code == "UW-CF-024"

@@ -639,6 +639,7 @@ def test_the_first_selection_that_matches_counts(shop: Shop) -> None:
         ("CREATE VIEW x AS SELECT * FROM item", "x", "UW-SL-005"),
         ("CREATE VIRTUAL TABLE x USING fts5(body)", "x", "UW-SL-005"),
         ("SELECT 1", "missing", "UW-SL-006"),
+        ('CREATE TABLE "" (id INTEGER PRIMARY KEY)', "*", "UW-SL-019"),
     ],
 )
 def test_what_cannot_be_read_is_said_in_a_sentence(shop: Shop, ddl: str, name: str, code: str) -> None:

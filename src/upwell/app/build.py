@@ -20,6 +20,7 @@ from upwell.errors import ConfigError, OperatorError
 from upwell.items import KeyTemplates
 from upwell.lanes import DEFAULT_LANES
 from upwell.mapping import Mapping as RowMapping
+from upwell.mapping import check_targets
 from upwell.model import Finding, Inspected, TableSchema, TableSelection
 from upwell.pipeline.applier import Applier
 from upwell.pipeline.publisher import Publisher, PublisherSettings
@@ -274,7 +275,10 @@ def publisher(pipeline: Pipeline, stop: threading.Event, mapping: RowMapping) ->
     with ExitStack() as closing_up:
         source = source_parts(pipeline).open(clock)
         closing_up.callback(source.close)
-        to = sink(pipeline, clock, source.tables())
+        tables = source.tables()
+        if pipeline.destination().kinesis is not None:
+            check_targets(mapping.schema(table) for table in tables)
+        to = sink(pipeline, clock, tables)
         closing_up.callback(to.close)
         repairs = control(pipeline, clock)
         if repairs is not None:

@@ -18,6 +18,7 @@ from upwell.aws_errors import ServiceRefusal
 from upwell.clock import SystemClock
 from upwell.config import Pipeline
 from upwell.errors import UpwellError
+from upwell.mapping import check_targets
 from upwell.model import Finding, TableName, TableSchema
 from upwell.sinks.kinesis import stream_status
 
@@ -87,6 +88,10 @@ def _source(pipeline: Pipeline, schemas: list[TableSchema]) -> Iterator[Finding]
             schemas.append(mapping.schema(table))
         except UpwellError as error:
             yield Finding.of_error(error)
+    destination = pipeline.config.destination
+    if destination is not None and destination.kinesis is not None:
+        good = "No two tables become one at the target."
+        yield Finding.of_check("UW-CF-024", good, lambda: check_targets(schemas))
     if len(schemas) == len(tables):
         yield Finding("pass", "UW-CF-022", f"The rules under `tables` fit the {len(tables)} tables.")
     yield from _filtered(pipeline, tables, found)

@@ -15,6 +15,7 @@ from upwell.app.tables import show
 from upwell.clock import SystemClock
 from upwell.config import Pipeline
 from upwell.items import KeyType, attribute_loss, attribute_type, key_loss
+from upwell.mapping import check_targets
 from upwell.model import Column, Kind, TableSchema
 from upwell.tablepatterns import folded
 from upwell.targets.postgres_tables import target_name
@@ -74,6 +75,8 @@ def _targets(
         with closing(build.dynamodb_sink(pipeline, SystemClock(), schemas)) as sink:
             tables = {table: f"DynamoDB table {name}" for table, name in sink.learn(schemas).items()}
             return tables, {schema.table: dict(sink.form(schema).key_attributes) for schema in schemas}
+    if kind == "kinesis":
+        check_targets(schemas)
     if kind == "kinesis" and pipeline.config.subscriber is not None:
         return {schema.table: f"table {target_name(schema)}" for schema in schemas}, {}
     settings = pipeline.destination().kinesis

@@ -150,6 +150,12 @@ def _matches(pattern: TableName, name: str) -> bool:
 
 
 def _read_table(connection: sqlite3.Connection, name: str, selection: TableSelection, *, rowid: bool) -> Table:
+    if not name:
+        raise OperatorError(
+            "A table of the database has an empty name, which SQLite allows.",
+            code="UW-SL-019",
+            remedy='ALTER TABLE "" RENAME TO named;',
+        )
     # cid, name, type, notnull, dflt_value, pk, hidden: 2 and 3 are generated columns, 1 is of virtual tables only.
     info = connection.execute(f"PRAGMA main.table_xinfo({quoted(name)})").fetchall()
     key_info = sorted((column for column in info if column[5]), key=lambda column: column[5])
