@@ -6,6 +6,7 @@ An operator takes over as docs/operations.md says: removes the lock file, or sta
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import sqlite3
@@ -35,12 +36,13 @@ from upwell.targets import postgres_session
 TAKEN_OVER: Final = "Another publisher has taken over"
 REFUSED: Final = "Another publisher runs with the state file"
 SLOT_IN_USE: Final = "The replication slot is in use by another session"
+REMEDY: Final = re.compile(r"SELECT pg_terminate_backend\([0-9]+\);")
 # Answers that come while the program is stopped: it finds them when it goes on.
 ANSWER_S: Final = 1.0
 IN_FLIGHT: Final = 4
 PROBES: Final = 300  # rows, which lie in all lanes
 PROBE: Final = "CREATE TABLE probe (id int PRIMARY KEY, state bigint NOT NULL)"
-WRITES_PER_S: Final = 60
+WRITES_PER_S: Final = 30
 # From SIGCONT: the requests in flight may take their time.
 ENDS_WITHIN_S: Final = 30.0
 # Beyond what the server takes to end a transaction whose owner does nothing.
@@ -52,7 +54,7 @@ class Size:
     """How long, and in how much."""
 
     stopped_s: float  # a program is stopped, the time that its successor takes to start included
-    walsender_s: int  # wal_sender_timeout: how long PostgreSQL keeps the slot for one that says nothing
+    walsender_s: int | None  # wal_sender_timeout, after which the slot is free; None: an operator ends that session
     idle_s: int  # after which the target ends a transaction that does nothing
     lock_s: int  # after which who waits for a lock of the target ends a transaction that hangs
     ledger_rows: int  # read anew while it is stopped
@@ -60,7 +62,7 @@ class Size:
     within_s: float
 
 
-SMALL: Final = Size(stopped_s=2, walsender_s=2, idle_s=2, lock_s=3, ledger_rows=7_000, swept=50, within_s=60)
+SMALL: Final = Size(stopped_s=2, walsender_s=None, idle_s=2, lock_s=3, ledger_rows=12_000, swept=50, within_s=60)
 FULL: Final = Size(
     stopped_s=60,
     walsender_s=20,
@@ -98,7 +100,8 @@ def _kinesis(servers: Servers, folder: Path, size: Size, seed: int) -> dict[str,
         pipeline = through_kinesis(
             folder, source_url=source, target_url=target, kinesis_endpoint=servers.kinesis, keys=keys
         )
-        pipeline.configuration["source"]["url"] += f"?options=-c%20wal_sender_timeout%3D{size.walsender_s}s"
+        if size.walsender_s is not None:
+            pipeline.configuration["source"]["url"] += f"?options=-c%20wal_sender_timeout%3D{size.walsender_s}s"
         with closing(pipeline), explained(pipeline, seed), FaultProxy(servers.kinesis, seed=seed) as wire:
             play = Play("Kinesis", pipeline, wire, size)
             with play.running(seed, ("person",)):
@@ -177,12 +180,11 @@ def _await_probes(play: Play) -> None:
 
 def _in_a_snapshot(play: Play) -> None:
     def reading() -> bool:
-        ledger = play.saved().tables["public.ledger"]
-        return ledger.phase is TablePhase.SNAPSHOT and ledger.rows > 0
+        return play.saved().tables["public.ledger"].phase is TablePhase.SNAPSHOT
 
     def read_again() -> None:
         play.pipeline.ask_for_resync("public.ledger")
-        awaited(reading, play.size.within_s, "no snapshot has come so far")
+        awaited(reading, play.size.within_s, "no snapshot has begun")
 
     play.zombie("in the middle of a snapshot", "PutRecords", cause=read_again, during=reading)
 
@@ -352,7 +354,9 @@ class Play:
         return other
 
     def started(self, pipeline: Pipeline) -> Program:
-        """A publisher that is at work; a service manager starts it again where the slot is not free yet."""
+        """A publisher that is at work; where the slot is not free yet an operator does what it says, or waits, and a
+        service manager starts it again.
+        """
         program = pipeline.start("publish")
 
         def at_work() -> bool:
@@ -361,6 +365,11 @@ class Play:
                 said = program.log.read_text()
                 assert SLOT_IN_USE in said, f"the second publisher ended: {said[-600:]}"
                 assert program.wait(1) == 3
+                remedy = REMEDY.search(said)
+                assert remedy is not None, f"it does not say what to do: {said[-600:]}"
+                if self.size.walsender_s is None:
+                    with psycopg.connect(pipeline.source_url) as source:
+                        source.execute(remedy[0].encode())
                 program = pipeline.start("publish")
             return self._status(pipeline).get("process") == program.pid
 
