@@ -41,7 +41,7 @@ class Size:
 
 
 _CROSSWISE = (("postgresql", "kinesis"), ("sqlite", "dynamodb"))
-SMALL = Size(changes=40, looks=1, ways=_CROSSWISE)
+SMALL = Size(changes=25, looks=1, ways=_CROSSWISE)
 FULL = Size(changes=150, looks=4, ways=(*_CROSSWISE, ("postgresql", "dynamodb"), ("sqlite", "kinesis")))
 
 Key = tuple[Any, ...]
@@ -371,7 +371,7 @@ def _into_postgres(
 ) -> Callable[[str], list[int]]:
     create_stream(servers.kinesis, name, 2)
     url = _database(servers, closing_up)
-    kinesis = {"stream": name, "region": REGION, "endpoint_url": servers.kinesis, "lanes": 7}
+    kinesis = {"stream": name, "region": REGION, "endpoint_url": servers.kinesis, "lanes": 5}
     configuration |= {"destination": {"kinesis": kinesis}, "subscriber": {"target": url}}
     target = closing_up.enter_context(psycopg.connect(url, autocommit=True))
     return lambda told: [state for (state,) in target.execute(f"SELECT state FROM {told}".encode())]

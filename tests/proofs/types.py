@@ -59,8 +59,8 @@ class Size:
 _CROSSWISE = (("postgresql", "kinesis"), ("sqlite", "dynamodb"))
 SMALL = Size(values=4, columns=40, sqlite_types=("INTEGER", "VARCHAR(10)", "BLOB", "DATE"), ways=_CROSSWISE)
 FULL = Size(
-    values=250,
-    columns=1,
+    values=100,
+    columns=10,
     sqlite_types=SQLITE_TYPES,
     ways=(*_CROSSWISE, ("postgresql", "dynamodb"), ("sqlite", "kinesis")),
     rounds=1,
@@ -212,7 +212,7 @@ class SqliteTypes:
         self._connection.text_factory = bytes
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = OFF")
-        strict = [type_ for type_ in SQLITE_STRICT_TYPES if size.columns == 1 or type_ == "ANY"]
+        strict = [type_ for type_ in SQLITE_STRICT_TYPES if size.columns == FULL.columns or type_ == "ANY"]
         kinds = [("", size.sqlite_types), ("WITHOUT ROWID", ("TEXT",)), ("STRICT", strict)]
         self._size = 0
         found = values_of(SQLITE_VALUES, size.values * 3, seed)
