@@ -459,6 +459,8 @@ class Relational(Side):
         if not server.running:
             return f"{name} is down already"
         mode: Literal["immediate", "fast"] = chance.choice(("immediate", "immediate", "fast"))
+        if any("SIGSTOP" in what for _, what, _ in self.overdue):
+            mode = "immediate"  # PostgreSQL would wait for who is frozen
         server.stop(mode)
         return self.later(chance.uniform(0, 4), f"{name} is down ({mode})", lambda: _bring_up(server))
 
