@@ -86,3 +86,14 @@ def test_secrets_of_the_environment_are_known() -> None:
         "HOME": "/home/user",
     }
     assert set(environment_secrets(environ)) == {"one", "two", "thr%20ee", "thr ee"}
+
+
+def test_a_crash_that_led_to_itself_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.set_up("text")
+    first, second = KeyError("a"), ValueError("b")
+    first.__cause__, second.__cause__ = second, first
+    try:
+        raise first
+    except KeyError:
+        logs.crashed()
+    assert capsys.readouterr().err.count("Traceback") == 2

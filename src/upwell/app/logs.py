@@ -139,12 +139,19 @@ def _told(error: BaseException) -> str:
     """The traceback, without messages that may quote a row: of errors that are not ours, only what stands in the code
     of the line that raised them.
     """
-    led_to_it = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    text = "" if led_to_it is None else _told(led_to_it) + "\nThen:\n\n"
+    chain: list[BaseException] = []  # what led to what may be a circle: an error that another thread raises again
+    following: BaseException | None = error
+    while following is not None and not any(following is each for each in chain):
+        chain.append(following)
+        following = following.__cause__ or (None if following.__suppress_context__ else following.__context__)
+    return "\nThen:\n\n".join(map(_told_alone, reversed(chain)))
+
+
+def _told_alone(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     said = str(error)
     known = isinstance(error, UpwellError) or (frames and said in (frames[-1].line or ""))
-    text += "".join(["Traceback (most recent call last):\n", *traceback.format_list(frames)])
+    text = "".join(["Traceback (most recent call last):\n", *traceback.format_list(frames)])
     return f"{text}{type(error).__qualname__}: {said if known else '(what it says may quote a row)'}\n"
 
 
