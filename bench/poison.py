@@ -1,15 +1,18 @@
 """Applying records of which one row in a thousand is refused: python -m bench.poison [EVENTS].
 
-The same rows without any that is refused in turn with them, in the same database, on one connection: what poison
-costs is the ratio. Every refused row must be a dead letter, and no other.
+The same rows without any that is refused go in turn with them into a table of the same kind: what poison costs is the
+ratio. Every refused row must be a dead letter, and no other.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import orjson
 import psycopg
@@ -57,27 +60,34 @@ def poisoned(number: int, commit: int, poison: Poison | None) -> ChangeEvent:
     return made._replace(row=orjson.dumps(row))
 
 
+class Cost(NamedTuple):
+    """Of an event."""
+
+    wall_us: float
+    cpu_us: float  # ours and the server's
+
+
 class Measured:
     """One target table, to which the same rows are applied again and again, each time as newer ones."""
 
     def __init__(self, url: str, count: int) -> None:
-        self.target = PostgresTarget(url, create_tables=True, schema_changes="apply")
+        self.target = PostgresTarget(url, create_tables=True, schema_changes="apply", connections_max=1)
         self._applier = Applier("bench", self.target, SystemClock())
         self._count = count
         self._term = 0
 
-    def rate(self, poison: Poison | None) -> float:
-        """Events per second."""
+    def cost(self, poison: Poison | None) -> Cost:
+        """Of applying all rows once."""
         self._term += 1
         events = [poisoned(number, self._term * self._count + number, poison) for number in range(self._count)]
         data = list(records(events, self._term))
         refused = 0
-        began = time.perf_counter()
+        cpu_s, began = self._cpu_s(), time.perf_counter()
         for start in range(0, len(data), BATCH_RECORDS):
             refused += self._applied(data[start : start + BATCH_RECORDS])
         took = time.perf_counter() - began
         assert refused == (0 if poison is None else self._count // ONE_IN), f"{refused} dead letters"
-        return self._count / took
+        return Cost(1e6 * took / self._count, 1e6 * (self._cpu_s() - cpu_s) / self._count)
 
     def _applied(self, data: list[bytes]) -> int:
         while True:
@@ -86,21 +96,43 @@ class Measured:
             except TransientError:  # somebody has changed the table: once more, with a new look at it
                 continue
 
+    def _cpu_s(self) -> float:
+        """Of this process and of the server's process that serves it; where that can't be seen, of this one."""
+        with self.target.session() as session:
+            pid = session.run("SELECT pg_backend_pid()")[0][0]
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return time.process_time()
+        return time.process_time() + (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-def measured(poison: Poison, url: str, count: int, say: Callable[[str], None]) -> float:
-    """What of the throughput is lost, in per cent."""
-    it = Measured(url, count)
-    it.rate(None)  # makes the table
-    with psycopg.connect(url, autocommit=True) as sql:
-        if poison.constraint:
-            sql.execute(f"ALTER TABLE customers {poison.constraint}".encode())
-    it.rate(poison)  # what was known of the table is looked at anew
-    rounds = [(it.rate(None), it.rate(poison)) for _ in range(ROUNDS)]
-    it.target.close()
-    # The best of each: what else the machine does takes from both, now here, now there.
-    clean, with_poison = max(each for each, _ in rounds), max(each for _, each in rounds)
-    lost = 100 * (1 - with_poison / clean)
-    say(f"{poison.what:20} {clean:>9,.0f} events/s without, {with_poison:>9,.0f} with: {lost:5.1f} % lost")
+
+def measured(poison: Poison, urls: tuple[str, str], count: int, say: Callable[[str], None]) -> float:
+    """What of the throughput is lost, in per cent of CPU time: what else the machine does hardly touches that.
+
+    `urls`: two empty databases, one of which never sees the poison, and so is never asked about it.
+    """
+    clean, poisoned = (Measured(url, count) for url in urls)
+    for url, it in zip(urls, (clean, poisoned), strict=True):
+        it.cost(None)  # makes the table
+        with psycopg.connect(url, autocommit=True) as sql:
+            if poison.constraint:
+                sql.execute(f"ALTER TABLE customers {poison.constraint}".encode())
+    clean.cost(None)
+    poisoned.cost(poison)  # what was known of the table is looked at anew
+    rounds = [(clean.cost(None), poisoned.cost(poison)) for _ in range(ROUNDS)]
+    clean.target.close()
+    poisoned.target.close()
+    # The best of each: the rest is what else went on.
+    without = Cost(min(each.wall_us for each, _ in rounds), min(each.cpu_us for each, _ in rounds))
+    with_it = Cost(min(each.wall_us for _, each in rounds), min(each.cpu_us for _, each in rounds))
+    lost = 100 * (1 - without.cpu_us / with_it.cpu_us)
+    by_clock = 100 * (1 - without.wall_us / with_it.wall_us)
+    rates = f"{1e6 / without.wall_us:,.0f} and {1e6 / with_it.wall_us:,.0f} events/s"
+    say(
+        f"{poison.what:20} {lost:5.1f} % lost: {without.cpu_us:.1f} CPU us an event without, {with_it.cpu_us:.1f} with;"
+        f" by the clock {by_clock:.1f} % ({rates})"
+    )
     return lost
 
 
@@ -109,8 +141,8 @@ def run(count: int) -> float:
     worst = 0.0
     with PostgresCluster() as cluster:
         for number, poison in enumerate(POISONS):
-            url = cluster.create_database(f"bench_{number}")
-            worst = max(worst, measured(poison, url, count, print))
+            urls = cluster.create_database(f"clean_{number}"), cluster.create_database(f"poisoned_{number}")
+            worst = max(worst, measured(poison, urls, count, print))
     return worst
 
 
