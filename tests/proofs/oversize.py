@@ -169,7 +169,7 @@ class _Way:
         widths = [f"{width / MB:g}" for width, ids in self.ids.items() if self.large.isdisjoint(ids)]
         return {
             "without a bucket, widths sent as they are": f"{', '.join(widths)} MB",
-            "without a bucket, dead letters": f"{len(letters)} of {len(self.large)} rows that are too large",
+            "without a bucket, dead letters": f"{len(letters)}, for all {len(self.large)} rows that are too large",
         }
 
     def _replay(self) -> None:
