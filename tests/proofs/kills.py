@@ -30,8 +30,9 @@ from upwell.model import Checkpoint, TablePhase
 
 Moment = Literal["in the stream", "in a snapshot", "in a large transaction"]
 MOMENTS: Final[tuple[Moment, ...]] = ("in the stream", "in a snapshot", "in a large transaction")
+SHORT_PAUSES_S: Final = ((0.0, 0.05), (0.05, 0.5), (0.5, 2.0))  # where something is under way
 # Kills of each program that are asked for → those that are tried: what is waited for may be over too soon.
-ROUNDS_MAX: Final = 4
+ROUNDS_MAX: Final = 6
 LEDGER: Final = "ledger"
 # From a start to the next kill: before it has done anything, in the middle of the work, and later.
 PAUSES_S: Final = ((0.2, 0.4), (0.5, 1.5), (1.0, 2.5))
@@ -52,7 +53,7 @@ class Size:
 
 
 SMALL: Final = Size(
-    kills=9,
+    kills=6,
     ledger_rows=8_000,
     ledger_items=800,
     standin=False,
@@ -64,12 +65,12 @@ SMALL: Final = Size(
 FULL: Final = Size(
     kills=50,
     ledger_rows=100_000,
-    ledger_items=100_000,
+    ledger_items=20_000,
     standin=True,
     ledger_pause_s=5,
     writes_per_s=60,
     times=1,
-    within_s=300,
+    within_s=600,
 )
 
 
@@ -185,7 +186,8 @@ class Killer:
         elif moment == "in a large transaction" and not self._in_large_transaction():
             self.change_the_ledger()
             self._large_until = _head(self.pipeline.source_url)
-        first, last = self.chance.choice(PAUSES_S)
+            awaited(lambda: self._saved() is not None, self.size.within_s, "the publisher has saved nothing")
+        first, last = self.chance.choice(PAUSES_S if moment == "in the stream" else SHORT_PAUSES_S)
         until = time.monotonic() + self.chance.uniform(first, last)
         # What was waited for may be over sooner than that.
         while time.monotonic() < until and self._is(moment):
@@ -209,7 +211,7 @@ class Killer:
 
     def _in_snapshot(self) -> bool:
         saved = self._saved()
-        return saved is None or saved.tables[self._ledger()].phase is TablePhase.SNAPSHOT
+        return saved is not None and saved.tables[self._ledger()].phase is TablePhase.SNAPSHOT
 
     def _in_large_transaction(self) -> bool:
         saved = self._saved()
