@@ -419,7 +419,7 @@ class PostgresTransaction:
             try:
                 with self._undone_if_refused():
                     self._empty(writer, writer.row_stage)
-                    known, confirmed = filled_without(self._session, writer, lines, unfit, asked, _UNDO)
+                    known, confirmed = filled_without(self._session, writer, rows, lines, unfit, asked, _UNDO)
                     self._suspicions.confirm(self._session, writer, asked, confirmed)
                     refused = unfit | known
                     if len(rows) == 1 and refused:

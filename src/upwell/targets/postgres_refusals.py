@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from upwell.errors import Rejected, TransientError, UpwellError
-from upwell.model import TableName
+from upwell.model import TableName, Value
 from upwell.targets.postgres_session import Refused, Session, ident
 from upwell.targets.postgres_tables import Writer, read_table
+from upwell.targets.postgres_types import copy_lines
 
 # How many writes of the table a suspicion outlives the last row that confirmed it.
 SUSPECTED_FOR: Final = 100
@@ -167,13 +168,14 @@ def _violating(session: Session, writer: Writer, condition: str) -> list[int]:
 def filled_without(
     session: Session,
     writer: Writer,
+    rows: Sequence[Sequence[Value]],
     lines: Sequence[str],
     unfit: Container[int],
     suspicions: Sequence[Suspicion],
     undo: str,
 ) -> tuple[dict[int, Rejected], list[Suspicion]]:
-    """Fill the empty row stage with lines of COPY's text format, but for those at `unfit` and those of which a
-    suspicion is confirmed: these are returned, by their place, with the suspicions. `undo` empties the stage.
+    """Fill the empty row stage with the lines of rows, but for those at `unfit` and those of which a suspicion is
+    confirmed: these are returned, by their place, with the suspicions. `undo` empties the stage.
     """
     refused: dict[int, Rejected] = {}
     confirmed: list[Suspicion] = []
@@ -185,7 +187,8 @@ def filled_without(
             continue
         (name,) = each.reads
         place = [column.name for column in writer.columns].index(name)
-        cells = [lines[number].split("\t", place + 1)[place] for number in good]
+        values = [[rows[number][place]] for number in good]
+        cells, _ = copy_lines(writer.columns[place : place + 1], writer.types[place : place + 1], values)
         wrong = {good[at]: error for at, error in _unreadable(session, writer, name, cells, undo).items()}
         refused.update(wrong)
         confirmed += [each] if wrong else []
