@@ -25,7 +25,8 @@ log = logging.getLogger("upwell.publisher")
 
 # Full jitter: a wait is drawn from 0 to the backoff, which doubles from the first to the last of these.
 BACKOFF_FIRST_S = 0.1
-BACKOFF_LANE_MAX_S = 30.0
+# A shard's limits count anew each second: lanes that waited longer would leave it idle.
+BACKOFF_LANE_MAX_S = 5.0
 BACKOFF_SERVICE_MAX_S = 10.0
 # A lane that has just been served waits this long for company, so that a steady trickle makes few records.
 LANE_REST_S = 0.02
