@@ -105,6 +105,36 @@ def test_few_shards_are_in_work_at_once_and_all_get_their_turn(run: Callable[...
     assert sorted(applier.applied) == sorted(b"%d" % n for n in range(12))
 
 
+def test_a_shard_that_waits_for_what_is_away_keeps_no_other_from_its_turn(run: Callable[..., None]) -> None:
+    class Waiting(Applier):
+        def apply(self, data: Sequence[bytes]) -> Applied:
+            if b"large" in data and self.applied != [b"other"]:
+                raise TransientError("S3 does not answer.")
+            return super().apply(data)
+
+    applier = Waiting()
+    run(Stream({"shard-1": [b"large"], "shard-2": [b"other"]}), applier, working_shards=1)
+    assert applier.applied == [b"other", b"large"]
+
+
+def test_what_was_applied_before_a_failure_is_not_applied_again(
+    run: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Failing(Applier):
+        failures = 3
+
+        def apply(self, data: Sequence[bytes]) -> Applied:
+            if data[0] == b"5" and self.failures:
+                self.failures -= 1
+                raise TransientError("The target does not answer.")
+            return super().apply(data)
+
+    monkeypatch.setattr(module, "BATCH_BYTES_MAX", 1)
+    applier = Failing()
+    run(Stream({"shard": [b"%d" % n for n in range(10)]}), applier)
+    assert applier.applied == [b"%d" % n for n in range(10)]
+
+
 @pytest.mark.parametrize("size", [10, 5_000, 300_000, 3_000_000])
 def test_reads_ask_for_about_as_many_bytes_as_are_wanted(run: Callable[..., None], size: int) -> None:
     count = min(3_000, 60_000_000 // size)

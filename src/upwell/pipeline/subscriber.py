@@ -230,7 +230,11 @@ class Subscriber:
             self._clock.sleep(max(0.0, started + self._read_every_s - self._clock.monotonic()))
 
     def _read_once(self, shard: str, place: _Place) -> bool:
-        """Read and apply once, when it is this shard's turn; True: it was read to its end."""
+        """Read and apply once, when it is this shard's turn; True: it was read to its end.
+
+        One attempt: what can't be applied is let go of and read again, so that a shard that waits for something which
+        is away, such as a row in S3, keeps neither its turn nor memory from the others.
+        """
         while not self._working.acquire(timeout=WAIT_TO_WORK_S):
             if self._stop.is_set():
                 return True
@@ -239,7 +243,7 @@ class Subscriber:
             read = self._stream.records(iterator, place.limit)
             failpoint("subscriber.fetched")
             place.limit = _next_limit(read.records, place.limit)
-            place.after = self._apply(shard, read.records, place.after)
+            self._apply(shard, read.records, place)
         finally:
             self._working.release()
         place.iterator = read.next_iterator
@@ -260,24 +264,20 @@ class Subscriber:
             failpoint("subscriber.shard.finished")
         self._finished.add(shard)
 
-    def _apply(self, shard: str, records: Sequence[tuple[str, bytes]], after: str | None) -> str | None:
-        """Apply in batches; returns the last sequence number applied."""
+    def _apply(self, shard: str, records: Sequence[tuple[str, bytes]], place: _Place) -> None:
+        """Apply in batches; the place moves with each."""
         for batch in _batches(records):
-            data = [each for _, each in batch]
-            applied = self._retried(partial(self._applier.apply, data))
-            if applied is None:
-                return after  # told to stop while the target is away
+            applied = self._applier.apply([each for _, each in batch])
             self.totals.add(applied)
             if applied.alarm:
                 log.warning("%s All tables are to be read again; the publisher is asked to.", applied.alarm)
                 self._damaged.set()
-            after = batch[-1][0]
-            self._retried(partial(self._checkpoints.save, self._name, shard, after))
+            place.after = batch[-1][0]
+            self._checkpoints.save(self._name, shard, place.after)
             failpoint("subscriber.checkpoint.saved")
-        return after
 
     def _retried(self, work: Callable[[], T], attempts_max: int | None = None) -> T | None:
-        """The only retry loop of the subscriber. None: told to stop, or out of attempts, before it worked."""
+        """All but the shards' reading: again until it works. None: told to stop, or out of attempts, before."""
         failures = 0
         while True:
             try:
