@@ -141,7 +141,8 @@ def _unreadable(session: Session, writer: Writer, name: str, cells: Sequence[str
 
     `undo` makes good for each of them.
     """
-    statement = f"COPY {writer.stage} ({ident(name)}) FROM STDIN"
+    # Values are read before the condition is looked at: nothing is stored, and nothing left behind to be skipped.
+    statement = f"COPY {writer.stage} ({ident(name)}) FROM STDIN WHERE false"
     found: dict[int, Refused] = {}
     start = 0
     while start < len(cells):
