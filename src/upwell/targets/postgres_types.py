@@ -126,6 +126,8 @@ def copy_lines(
     `types` are the target's. Lines of what is refused, by the row's place, are not to be used: bytes that are not
     base64, and NUL, which PostgreSQL's text has not. Raises Rejected for rows of another length.
     """
+    if not rows:
+        return [], {}
     try:
         by_column = list(zip(*rows, strict=True))
     except ValueError:
