@@ -17,7 +17,7 @@ from upwell.errors import Rejected, TransientError, UpwellError
 from upwell.model import TableName, Value
 from upwell.targets.postgres_session import Refused, Session, ident
 from upwell.targets.postgres_tables import Writer, read_table
-from upwell.targets.postgres_types import copy_lines
+from upwell.targets.postgres_types import copy_cells
 
 # How many writes of the table a suspicion outlives the last row that confirmed it.
 SUSPECTED_FOR: Final = 100
@@ -188,8 +188,7 @@ def filled_without(
             continue
         (name,) = each.reads
         place = [column.name for column in writer.columns].index(name)
-        values = [[rows[number][place]] for number in good]
-        cells, _ = copy_lines(writer.columns[place : place + 1], writer.types[place : place + 1], values)
+        cells = copy_cells(writer.columns[place], writer.types[place], [rows[number][place] for number in good], {})
         wrong = {good[at]: error for at, error in _unreadable(session, writer, name, cells, undo).items()}
         refused.update(wrong)
         confirmed += [each] if wrong else []

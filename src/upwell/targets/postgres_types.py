@@ -136,7 +136,8 @@ def copy_lines(
         raise Rejected("A row has more or fewer values than its schema has columns.", code="UW-PT-012")
     refused: dict[int, Rejected] = {}
     cells = [
-        _cells(column, type_, values, refused) for column, type_, values in zip(columns, types, by_column, strict=True)
+        copy_cells(column, type_, values, refused)
+        for column, type_, values in zip(columns, types, by_column, strict=True)
     ]
     lines = list(map("\t".join, zip(*cells, strict=True)))
     for number, line in enumerate(lines):
@@ -145,8 +146,8 @@ def copy_lines(
     return lines, refused
 
 
-def _cells(column: Column, type_: str, values: Sequence[Value], refused: dict[int, Rejected]) -> list[str]:
-    """One column's values as COPY's text; what can't be is added to `refused`."""
+def copy_cells(column: Column, type_: str, values: Sequence[Value], refused: dict[int, Rejected]) -> list[str]:
+    """One column's values as COPY's text; what can't be is added to `refused`, by its place."""
     present = [value for value in values if value is not None]
     if column.kind is Kind.BYTES and type_ == "bytea":
         try:
