@@ -233,12 +233,21 @@ def test_who_lost_its_lock_file_learns_that_it_has_a_successor(state: SqliteStat
 
 
 def test_a_copy_never_comes_to_the_same_term(state: SqliteState, path: Path, tmp_path: Path) -> None:
-    """Started in the same second, as after a power cut on both machines."""
+    """Started in the same second, as after a power cut on both machines, by clocks that have been set back."""
     state.acquire(NOW)
     state.release()
     copy = tmp_path / "copy" / path.name
     copy.parent.mkdir()
     shutil.copy(path, copy)
     other = SqliteState(str(copy), "shop")
-    assert state.acquire(NOW).term != other.acquire(NOW).term
+    assert state.acquire(NOW - 60).term != other.acquire(NOW - 60).term
     other.release()
+
+
+def test_a_term_is_above_that_of_a_file_lost_a_moment_ago(path: Path) -> None:
+    terms = []
+    for moment in range(20):
+        fresh = SqliteState(str(path.with_name(f"{moment}.db")), "shop")
+        terms.append(fresh.acquire(NOW + moment / 1000).term)
+        fresh.release()
+    assert terms == sorted(set(terms))

@@ -120,6 +120,11 @@ class Publisher:
 
     # --- starting ---------------------------------------------------------------------------------------------
 
+    @property
+    def fresh(self) -> bool:
+        """Nothing is known of an earlier start."""
+        return self._state.load() is None
+
     def open(self) -> None:
         """Take the lease, the checkpoint and the source's position; a gap found here begins a resync."""
         now = self._clock.now()

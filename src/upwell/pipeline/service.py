@@ -46,6 +46,11 @@ def run_publisher(
     `report` is called about once a second. Raises OperatorError, LeaseLost; a TransientError only where the source
     or the destination was out of reach when it started.
     """
+    if publisher.fresh:
+        # An epoch is a second: where the state file of a moment ago was lost, it must not be had a second time.
+        clock.sleep(1.0 - clock.now() % 1.0)
+        if stop.is_set():
+            return
     publisher.open()
     until = publisher.head() if once else None
     threads = DeliveryThreads(publisher.delivery, sink, clock, SENDERS)

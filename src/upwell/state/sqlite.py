@@ -408,10 +408,12 @@ class SqliteState:
 
 
 def _next_term(previous: int, now: float) -> int:
-    """Above the previous one and not below the clock, with six digits by chance: publishers with the file and with a
-    copy of it never come to the same term, not even in the same second.
+    """The clock's microsecond: above the previous term even where the file that had it was lost. Behind a clock that
+    was set back, above the previous one by chance: publishers with the file and with a copy of it never come to the
+    same term.
     """
-    return max(previous + 1, int(now) * TERM_PER_S) + secrets.randbelow(TERM_PER_S)
+    micros = int(now * TERM_PER_S)
+    return micros if micros > previous else previous + 1 + secrets.randbelow(TERM_PER_S)
 
 
 def _code(error: sqlite3.Error) -> int:
