@@ -188,7 +188,15 @@ class _Way:
         self.s3.asked.clear()
 
     def _replayed(self) -> dict[str, str]:
+        """To the end of the resync that a replay asks for: all rows are equal before that, while its last claims are
+        still on their way. Those would wait for S3 too, in lanes and shards where nothing else does.
+        """
+        self._await(lambda: all(self.pipeline.resyncs().values()), "the end of the first snapshot")
+        before = self.pipeline.resyncs()
         self._replay()
+        self.pipeline.await_resyncs(before, ["public.doc"])
+        if self.pipeline.subscribed:
+            self._await(self._is_over_at_the_target, "the end of the resync in the target")
         self._await_docs(lambda docs: docs)
         self.pipeline.assert_no_dead_letters()
         sent = self.s3.count("PUT")
@@ -197,6 +205,12 @@ class _Way:
             "with a bucket": f"replayed, all {len(self.large)} arrive by way of S3, {len(self.ids) * self.size.rows} "
             "rows equal"
         }
+
+    def _is_over_at_the_target(self) -> bool:
+        resync = self.pipeline.resyncs()["public.doc"]
+        with psycopg.connect(self.pipeline.target_url) as target:
+            seen = target.execute("SELECT resync, active FROM upwell.resync WHERE \"table\" = 'public.doc'").fetchone()
+        return seen == (resync, False)
 
     # --- while it is away ---
 
