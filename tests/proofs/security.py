@@ -53,7 +53,16 @@ MASKED = (f"{MARK}-ssn", f"{MARK}-card", f"{MARK}-birth")
 PLAIN = (f"{MARK}-name", f"{MARK}-mail")
 COLUMNS = "mail text PRIMARY KEY, name text, ssn text, card text, birth text"
 TABLE = {"mask": {"ssn": "hmac", "card": "redact", "birth": "null"}}
-UNMASKED_UMASK = ("sh", "-c", 'umask 000; exec "$0" "$@"', UPWELL[0])
+# What a shell starts without job control ignores SIGQUIT, and so would all that it starts.
+OPEN_TO_ALL = (
+    sys.executable,
+    "-c",
+    "import os, signal, sys\n"
+    "os.umask(0)\n"
+    "signal.signal(signal.SIGQUIT, signal.SIG_DFL)\n"
+    "os.execv(sys.argv[1], sys.argv[1:])\n",
+    UPWELL[0],
+)
 # A bug: an error that quotes the first row it meets, and another one on another thread.
 BUG = (
     sys.executable,
@@ -151,7 +160,7 @@ def _relational(servers: Servers, folder: Path, size: Size, search: Search) -> N
 
 def _at_work(pipeline: Pipeline, search: Search) -> None:
     """Both services, with every file open to all as far as the umask goes; a dump of theirs is asked for in the end."""
-    pipeline.upwell = UNMASKED_UMASK
+    pipeline.upwell = OPEN_TO_ALL
     publisher, subscriber = pipeline.start("publish", "--log-format", "json"), pipeline.start("subscribe")
     pipeline.upwell = UPWELL
     _await(partial(_has_letters, pipeline.target_url, 3), "the refused rows")
