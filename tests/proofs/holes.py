@@ -9,9 +9,8 @@ from __future__ import annotations
 import random
 import signal
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -22,9 +21,9 @@ import psycopg
 
 from lab.faults import FaultProxy, Kind
 from tests.acceptance.compare import Watch, dynamodb_client, kinesis_client
-from tests.acceptance.pipelines import Pipeline, Program, explained, new_seed, through_kinesis, with_changes
+from tests.acceptance.pipelines import Pipeline, Program, new_seed, through_kinesis, with_changes
 from tests.acceptance.workload import TABLES, Writing, create_tables
-from tests.proofs import Figures, Servers
+from tests.proofs import Figures, Servers, behind_faults
 from tests.proofs.resharding import Stream
 from upwell.lanes import DEFAULT_LANES
 
@@ -354,34 +353,25 @@ def _running(servers: Servers, folder: Path, seed: int, size: Size, *, control_t
     """A pipeline, watched, whose first snapshot is over."""
     place = folder / f"control-{control_table}"
     place.mkdir()
-    names = [f"holes_{uuid.uuid4().hex[:10]}" for _ in range(2)]
-    source, target = map(servers.postgres.create_database, names)
-    try:
+    with ExitStack() as stack:
+        source, target = stack.enter_context(servers.databases(2))
         for url in (source, target):
             create_tables(url)
-        with FaultProxy(servers.kinesis, seed=seed) as wire:
-            pipeline = through_kinesis(place, source_url=source, target_url=target, kinesis_endpoint=wire.url)
-            pipeline.upwell = with_changes(CHANGES)
-            if control_table:
-                pipeline.configuration["destination"]["kinesis"]["control_table"] = f"{pipeline.name}-control"
-                pipeline.environ["AWS_ENDPOINT_URL_DYNAMODB"] = servers.dynamodb
-                pipeline.write_configuration()
-            with (
-                closing(pipeline),
-                explained(pipeline, seed),
-                psycopg.connect(pipeline.target_url, autocommit=True) as connection,
-            ):
-                pipeline.workload(seed).fill(40, ledger_rows=size.ledger_rows)
-                pipeline.run("track")
-                proof = Proof(pipeline, wire, size, random.Random(seed), connection)
-                proof.start()
-                pipeline.await_equal()
-                with Watch(pipeline.target, (*TABLES, "ledger"), making_way=("person",), pause_s=0.1):
-                    yield proof
-                    proof.end()
-    finally:
-        for name in names:
-            servers.postgres.drop_database(name)
+        pipeline = through_kinesis(place, source_url=source, target_url=target, kinesis_endpoint=servers.kinesis)
+        pipeline.upwell = with_changes(CHANGES)
+        if control_table:
+            pipeline.configuration["destination"]["kinesis"]["control_table"] = f"{pipeline.name}-control"
+            pipeline.environ["AWS_ENDPOINT_URL_DYNAMODB"] = servers.dynamodb
+        wire = stack.enter_context(behind_faults(pipeline, servers.kinesis, seed))
+        connection = stack.enter_context(psycopg.connect(pipeline.target_url, autocommit=True))
+        pipeline.workload(seed).fill(40, ledger_rows=size.ledger_rows)
+        pipeline.run("track")
+        proof = Proof(pipeline, wire, size, random.Random(seed), connection)
+        proof.start()
+        pipeline.await_equal()
+        with Watch(pipeline.target, (*TABLES, "ledger"), making_way=("person",), pause_s=0.1):
+            yield proof
+            proof.end()
 
 
 def _asked_in_table(servers: Servers, pipeline: Pipeline) -> list[Mapping[str, Any]]:

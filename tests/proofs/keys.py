@@ -342,7 +342,7 @@ def _source(servers: Servers, closing_up: ExitStack, folder: Path, origin: str, 
         lite.execute("PRAGMA journal_mode = WAL")
         lite.execute("PRAGMA synchronous = OFF")
         return Source(lite, f"sqlite:///{path}", SQLITE, seed)
-    url = _database(servers, closing_up)
+    (url,) = closing_up.enter_context(servers.databases(1))
     connection = closing_up.enter_context(psycopg.connect(url, autocommit=True))
     for statement in (
         "SET timezone TO 'UTC'",
@@ -370,7 +370,7 @@ def _into_postgres(
     servers: Servers, closing_up: ExitStack, name: str, configuration: dict[str, Any]
 ) -> Callable[[str], list[int]]:
     create_stream(servers.kinesis, name, 2)
-    url = _database(servers, closing_up)
+    (url,) = closing_up.enter_context(servers.databases(1))
     kinesis = {"stream": name, "region": REGION, "endpoint_url": servers.kinesis, "lanes": 5}
     configuration |= {"destination": {"kinesis": kinesis}, "subscriber": {"target": url}}
     target = closing_up.enter_context(psycopg.connect(url, autocommit=True))
@@ -391,10 +391,3 @@ def _into_dynamodb(
         return [int(item["state"]["N"]) for item in items]
 
     return states
-
-
-def _database(servers: Servers, closing_up: ExitStack) -> str:
-    name = f"keys_{uuid.uuid4().hex[:12]}"
-    url = servers.postgres.create_database(name)
-    closing_up.callback(servers.postgres.drop_database, name)
-    return url

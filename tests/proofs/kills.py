@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 import sqlite3
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack, closing
@@ -22,9 +21,9 @@ import psycopg
 from lab.faults import FaultProxy
 from lab.parts import StandinDynamoDb
 from tests.acceptance.compare import PostgresRows, Watch
-from tests.acceptance.pipelines import Pipeline, Program, Role, explained, into_dynamodb, new_seed, through_kinesis
+from tests.acceptance.pipelines import Pipeline, Program, Role, into_dynamodb, new_seed, through_kinesis
 from tests.acceptance.workload import Writing, create_tables
-from tests.proofs import Figures, Servers
+from tests.proofs import Figures, Servers, behind_faults
 from tests.proofs.wire import RATES, awaited
 from upwell.model import Checkpoint, TablePhase
 
@@ -84,18 +83,13 @@ def run(servers: Servers, folder: Path, size: Size) -> Figures:
 
 
 def _kinesis(servers: Servers, folder: Path, size: Size, seed: int) -> dict[str, str]:
-    names = [f"kills_{uuid.uuid4().hex[:10]}" for _ in range(2)]
-    source, target = map(servers.postgres.create_database, names)
-    try:
+    with servers.databases(2) as (source, target):
         for url in (source, target):
             create_tables(url)
         pipeline = through_kinesis(folder, source_url=source, target_url=target, kinesis_endpoint=servers.kinesis)
-        with closing(pipeline), explained(pipeline, seed), FaultProxy(servers.kinesis, seed=seed) as wire:
+        with behind_faults(pipeline, servers.kinesis, seed) as wire:
             killer = _survive(pipeline, wire, size, size.ledger_rows, ("person",), seed)
             pipeline.assert_no_holes()
-    finally:
-        for name in names:
-            servers.postgres.drop_database(name)
     return killer.figures("Kinesis", wire)
 
 
@@ -105,9 +99,7 @@ def _dynamodb(servers: Servers, folder: Path, size: Size, seed: int) -> dict[str
     with ExitStack() as stack:
         server = stack.enter_context(StandinDynamoDb()).url if size.standin else servers.dynamodb
         pipeline = into_dynamodb(folder, source_url=source, dynamodb_endpoint=server)
-        stack.enter_context(closing(pipeline))
-        stack.enter_context(explained(pipeline, seed))
-        wire = stack.enter_context(FaultProxy(server, seed=seed))
+        wire = stack.enter_context(behind_faults(pipeline, server, seed))
         killer = _survive(pipeline, wire, size, size.ledger_items, (), seed)
     return killer.figures("DynamoDB", wire)
 
@@ -118,7 +110,6 @@ def _survive(
     """Kills while it is written, and then looks whether all is as it should be."""
     pipeline.workload(seed).fill(20, ledger_rows=ledger_rows)
     pipeline.workload(seed).fill(40)
-    pipeline.lead_through(wire.url)
     pipeline.run("track")
     wire.faults.rates = {kind: rate * size.times for kind, rate in RATES.items()}
     began = time.monotonic()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sqlite3
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -116,29 +115,24 @@ def _wide_rows(servers: Servers, folder: Path, size: Size, figures: dict[str, st
 @contextmanager
 def _to_postgres(servers: Servers, folder: Path, size: Size) -> Iterator[tuple[Pipeline, Internet, Internet]]:
     """With the way to Kinesis, and the way to the target, to be cut."""
-    source, target = (servers.postgres.create_database(f"memory_{uuid.uuid4().hex[:10]}") for _ in range(2))
-    for url in (source, target):
-        _run_sql(url, "CREATE TABLE big (id bigint PRIMARY KEY, state bigint NOT NULL, note text)")
-    _run_sql(source, "CREATE TABLE unpublished (id bigserial PRIMARY KEY)")
-    internet = Internet(_port(servers.kinesis))
-    way_to_target = Internet(_port(target))
-    pipeline = through_kinesis(
-        folder, source_url=source, target_url=target, kinesis_endpoint=servers.kinesis, keys=KEYS
-    )
-    pipeline.configuration["destination"]["kinesis"]["endpoint_url"] = internet.url
-    pipeline.configuration["subscriber"]["target"] = _by_way_of(target, way_to_target)
-    pipeline.configuration["limits"] = {"memory": f"{size.limit_mb} MB"}
-    pipeline.write_configuration()
-    pipeline.run("track")
-    try:
+    with (
+        servers.databases(2) as (source, target),
+        closing(Internet(_port(servers.kinesis))) as internet,
+        closing(Internet(_port(target))) as way_to_target,
+    ):
+        for url in (source, target):
+            _run_sql(url, "CREATE TABLE big (id bigint PRIMARY KEY, state bigint NOT NULL, note text)")
+        _run_sql(source, "CREATE TABLE unpublished (id bigserial PRIMARY KEY)")
+        pipeline = through_kinesis(
+            folder, source_url=source, target_url=target, kinesis_endpoint=internet.url, keys=KEYS
+        )
+        pipeline.configuration["subscriber"]["target"] = _by_way_of(target, way_to_target)
+        pipeline.configuration["limits"] = {"memory": f"{size.limit_mb} MB"}
+        pipeline.write_configuration()
+        pipeline.run("track")
         with closing(pipeline), explained(pipeline):
             yield pipeline, internet, way_to_target
             pipeline.assert_no_dead_letters()
-    finally:
-        internet.close()
-        way_to_target.close()
-        for url in (source, target):
-            servers.postgres.drop_database(urlsplit(url).path.strip("/"))
 
 
 def _generated(rows: int, row_bytes: int, after: int = 0) -> str:

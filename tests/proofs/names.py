@@ -531,7 +531,8 @@ def _source(
     if source == "postgresql":
         schemas = ["public", 'sche"ma; --', "%s.{}", "\u202eschema '"]
         tables = tables_of(names, schemas)
-        place = PostgresPlace(_database(servers, closing_up), tables)
+        (url,) = closing_up.enter_context(servers.databases(1))
+        place = PostgresPlace(url, tables)
     else:
         tables = tables_of(names, ["main"])
         place = SqlitePlace(folder / "sou'rce.db", tables)
@@ -549,7 +550,7 @@ def _destination(servers: Servers, closing_up: ExitStack, place: Place, destinat
     end: End
     if destination == "kinesis":
         create_stream(servers.kinesis, name, 2)
-        url = _database(servers, closing_up)
+        (url,) = closing_up.enter_context(servers.databases(1))
         kinesis = {"stream": name, "region": REGION, "endpoint_url": servers.kinesis, "lanes": 3}
         configuration |= {"destination": {"kinesis": kinesis}, "subscriber": {"target": url}}
         end = PostgresEnd(url)
@@ -559,10 +560,3 @@ def _destination(servers: Servers, closing_up: ExitStack, place: Place, destinat
         end = DynamoDbEnd(servers.dynamodb, f"{name}-")
     closing_up.callback(end.close)
     return end, configuration
-
-
-def _database(servers: Servers, closing_up: ExitStack) -> str:
-    name = f"names_{uuid.uuid4().hex[:12]}"
-    url = servers.postgres.create_database(name)
-    closing_up.callback(servers.postgres.drop_database, name)
-    return url

@@ -24,9 +24,9 @@ import psycopg
 from lab.faults import FaultProxy, Kind
 from lab.messages import Asked
 from lab.parts import PostgresCluster
-from tests.acceptance.pipelines import Pipeline, Program, explained, new_seed, through_kinesis
+from tests.acceptance.pipelines import Pipeline, Program, new_seed, through_kinesis
 from tests.fake_aws import FakeProxy, fake_proxy
-from tests.proofs import Figures, Servers
+from tests.proofs import Figures, Servers, behind_faults
 from tests.proofs.wire import KEYS, TABLE, UPSERT, awaited, head, is_published, snapshot_is_over
 
 # Names that end so are nobody's (RFC 6761): the system's own resolver does not know them, with its own error.
@@ -77,12 +77,11 @@ def run(servers: Servers, folder: Path, size: Size) -> Figures:
         pipeline = through_kinesis(
             folder, source_url=source, target_url=target, kinesis_endpoint=servers.kinesis, keys=KEYS
         )
-        stack.enter_context(closing(pipeline))
-        stack.enter_context(explained(pipeline, seed))
         world = World(
             pipeline,
             databases,
-            wire=stack.enter_context(FaultProxy(servers.kinesis, seed=seed)),
+            wire=stack.enter_context(behind_faults(pipeline, servers.kinesis, seed)),
+            kinesis=servers.kinesis,
             proxy=stack.enter_context(fake_proxy()),
             size=size,
         )
@@ -108,7 +107,8 @@ class World:
 
     pipeline: Pipeline
     databases: PostgresCluster
-    wire: FaultProxy
+    wire: FaultProxy  # the publisher's way
+    kinesis: str  # the subscriber's
     proxy: FakeProxy
     size: Size
     programs: list[Program] = field(default_factory=list)
@@ -125,6 +125,7 @@ class World:
         self.write_keys("AKIDFIRST")
         self.write_name()
         self.pipeline.run("track")
+        self.pipeline.lead_through(self.kinesis)
         subscriber = self.pipeline.start("subscribe")
         subscriber.await_words()
         port = self.proxy.url.rpartition(":")[2]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-import uuid
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -64,7 +63,7 @@ def run(servers: Servers, folder: Path, size: Size) -> Figures:
 
 def by_kinesis(servers: Servers, folder: Path, size: Size) -> dict[str, str]:
     """PostgreSQL → Kinesis → PostgreSQL."""
-    with _databases(servers, 2) as (source, target), FakeS3(BUCKET) as s3:
+    with servers.databases(2) as (source, target), FakeS3(BUCKET) as s3:
         pipeline = through_kinesis(
             folder, source_url=source, target_url=target, kinesis_endpoint=servers.kinesis, keys=KEYS
         )
@@ -78,7 +77,7 @@ def by_kinesis(servers: Servers, folder: Path, size: Size) -> dict[str, str]:
 
 def into_items(servers: Servers, folder: Path, size: Size) -> dict[str, str]:
     """PostgreSQL → DynamoDB."""
-    with _databases(servers, 1) as (source,), FakeS3(BUCKET) as s3:
+    with servers.databases(1) as (source,), FakeS3(BUCKET) as s3:
         pipeline = into_dynamodb(folder, source_url=source, dynamodb_endpoint=servers.dynamodb, keys=KEYS)
         prefix = pipeline.configuration["destination"]["dynamodb"]["table_prefix"]
         way = _Way(
@@ -361,14 +360,6 @@ class _Way:
             assert peak_mb < MEMORY_MB_MAX, f"{program.log.name} had {peak_mb:.0f} MB resident"
             role = program.log.stem.partition("-")[2]
             self.weighed[f"{self.kind}: {role}, most memory resident"] = f"{peak_mb:.0f} MB"
-
-
-@contextmanager
-def _databases(servers: Servers, count: int) -> Iterator[list[str]]:
-    names = [f"oversize_{uuid.uuid4().hex[:10]}" for _ in range(count)]
-    yield [servers.postgres.create_database(name) for name in names]
-    for name in names:
-        servers.postgres.drop_database(name)
 
 
 def _lane(table: str, id_: int) -> int:

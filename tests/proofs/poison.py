@@ -11,9 +11,7 @@ import json
 import random
 import sqlite3
 import time
-import uuid
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +53,7 @@ KINDS: dict[str, tuple[dict[str, Any], str]] = {
 def run(servers: Servers, folder: Path, size: Size) -> Figures:
     """One pipeline, and what poison costs an applier."""
     figures: dict[str, str] = {}
-    with _target(servers) as url:
+    with servers.databases(1) as (url,):
         source = str(folder / "source.db")
         _create(source, url)
         pipeline = through_kinesis(
@@ -195,19 +193,12 @@ def _create(source_path: str, target_url: str) -> None:
         )
 
 
-@contextmanager
-def _target(servers: Servers) -> Iterator[str]:
-    name = f"poison_{uuid.uuid4().hex[:10]}"
-    yield servers.postgres.create_database(name)
-    servers.postgres.drop_database(name)
-
-
 def _throughput(servers: Servers, size: Size) -> dict[str, str]:
     """Of one applier, with and without one refused row in a thousand, in the same run."""
     figures: dict[str, str] = {}
     for poison in POISONS:
         said: list[str] = []
-        with _target(servers) as url:
+        with servers.databases(1) as (url,):
             lost = measured(poison, url, size.measured_events, said.append)
         assert lost <= LOST_PERCENT_MAX, said[0]
         figures[f"throughput with 1 in 1,000: {poison.what}"] = " ".join(said[0].partition(poison.what)[2].split())

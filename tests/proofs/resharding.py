@@ -55,13 +55,8 @@ def run(servers: Servers, folder: Path, size: Size) -> Figures:
             place = folder / name
             place.mkdir()
             seed = new_seed()
-            names = [f"resharding_{seed}_{end}" for end in ("source", "target")]
-            source, target = map(servers.postgres.create_database, names)
-            try:
+            with servers.databases(2) as (source, target):
                 figures |= _resharded(name, place, endpoint, source, target, seed, size)
-            finally:
-                for each in names:
-                    servers.postgres.drop_database(each)
     return figures
 
 

@@ -73,9 +73,7 @@ FULL: Final = Size(limits=1, calm_s=20, burst_bytes=45 * 10**6, times=4, items=5
 def run(servers: Servers, folder: Path, size: Size) -> Figures:
     """Kinesis, then DynamoDB."""
     seed = new_seed()
-    names = [f"throttling_{seed}_{end}" for end in ("source", "target")]
-    source, target = map(servers.postgres.create_database, names)
-    try:
+    with servers.databases(2) as (source, target):
         for url, more in ((source, ""), (target, SEEN)):
             with psycopg.connect(url) as connection:
                 connection.execute((TABLES + more).encode())
@@ -83,9 +81,6 @@ def run(servers: Servers, folder: Path, size: Size) -> Figures:
         for place in places:
             place.mkdir()
         return _kinesis(places[0], size, seed, source, target) | _dynamodb(places[1], size, seed, source)
-    finally:
-        for name in names:
-            servers.postgres.drop_database(name)
 
 
 def _kinesis(folder: Path, size: Size, seed: int, source: str, target: str) -> dict[str, str]:

@@ -553,7 +553,8 @@ def _figures(outcomes: Sequence[Outcome], alike: int, size: Size) -> Figures:
 def _source(servers: Servers, closing_up: ExitStack, folder: Path, origin: str, size: Size, seed: int) -> Source:
     source: Source
     if origin == "postgresql":
-        source = PostgresTypes(_database(servers, closing_up), size, seed)
+        (url,) = closing_up.enter_context(servers.databases(1))
+        source = PostgresTypes(url, size, seed)
     else:
         source = SqliteTypes(folder / "source.db", size, seed)
     closing_up.callback(source.close)
@@ -564,7 +565,7 @@ def _into_postgres(
     servers: Servers, closing_up: ExitStack, name: str, configuration: dict[str, Any], source: Source
 ) -> Look:
     create_stream(servers.kinesis, name, 2)
-    url = _database(servers, closing_up)
+    (url,) = closing_up.enter_context(servers.databases(1))
     with psycopg.connect(url, autocommit=True) as connection:
         for setting, value in POSTGRES_TARGET_SETTINGS.items():
             connection.execute(f"ALTER DATABASE {connection.info.dbname} SET {setting} = {value}".encode())
@@ -592,10 +593,3 @@ def _into_dynamodb(
     closing_up.callback(drop)
 
     return partial(into_dynamodb, client, source)
-
-
-def _database(servers: Servers, closing_up: ExitStack) -> str:
-    name = f"types_{uuid.uuid4().hex[:12]}"
-    url = servers.postgres.create_database(name)
-    closing_up.callback(servers.postgres.drop_database, name)
-    return url

@@ -10,7 +10,7 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -23,8 +23,8 @@ import psycopg
 from lab.faults import FaultProxy, Kind
 from lab.parts import StandinDynamoDb
 from tests.acceptance.compare import StreamRecord, Watch, stream_records
-from tests.acceptance.pipelines import Pipeline, explained, into_dynamodb, new_seed, through_kinesis
-from tests.proofs import Figures, Servers
+from tests.acceptance.pipelines import Pipeline, into_dynamodb, new_seed, through_kinesis
+from tests.proofs import Figures, Servers, behind_faults
 from upwell.config import identifier
 from upwell.model import TablePhase
 
@@ -102,33 +102,27 @@ FULL: Final = Size(
 def run(servers: Servers, folder: Path, size: Size) -> Figures:
     """Both destinations, one after the other."""
     seed = new_seed()
-    names = [f"wire_{seed}_{end}" for end in ("source", "target")]
-    source, target = map(servers.postgres.create_database, names)
-    try:
+    with servers.databases(2) as (source, target):
         with psycopg.connect(source) as connection:
             connection.execute(TABLE)
         for kind in ("kinesis", "dynamodb"):
             (folder / kind).mkdir()
         through = _kinesis(servers, folder / "kinesis", size, seed, source, target)
         return through | _dynamodb(servers, folder / "dynamodb", size, seed, source)
-    finally:
-        for name in names:
-            servers.postgres.drop_database(name)
 
 
 def _kinesis(servers: Servers, folder: Path, size: Size, seed: int, source: str, target: str) -> dict[str, str]:
-    with FaultProxy(servers.kinesis, seed=seed) as wire:
-        pipeline = through_kinesis(
-            folder, source_url=source, target_url=target, kinesis_endpoint=servers.kinesis, keys=KEYS
-        )
-        with closing(pipeline), explained(pipeline, seed):
-            took_s, written = _carried(pipeline, wire, size, size.events, seed)
-            pipeline.assert_no_holes()
-            stream = pipeline.configuration["destination"]["kinesis"]["stream"]
-            come = examined(stream_records(servers.kinesis, stream))
-            assert come.events == written, f"{written} events were written, {come.events} are in the stream"
-            again = come.again / come.events
-            assert again <= size.twice_max, f"{again:.1%} of the events came twice"
+    pipeline = through_kinesis(
+        folder, source_url=source, target_url=target, kinesis_endpoint=servers.kinesis, keys=KEYS
+    )
+    with behind_faults(pipeline, servers.kinesis, seed) as wire:
+        took_s, written = _carried(pipeline, wire, size, size.events, seed)
+        pipeline.assert_no_holes()
+        stream = pipeline.configuration["destination"]["kinesis"]["stream"]
+        come = examined(stream_records(servers.kinesis, stream))
+        assert come.events == written, f"{written} events were written, {come.events} are in the stream"
+        again = come.again / come.events
+        assert again <= size.twice_max, f"{again:.1%} of the events came twice"
     return {
         "Kinesis: events": f"{written:,} of {size.keys:,} keys in {took_s:.0f} s, {written / took_s:,.0f} a second",
         "Kinesis: wrong rows, lane holes, inversions": "0, 0, 0",
@@ -140,12 +134,11 @@ def _kinesis(servers: Servers, folder: Path, size: Size, seed: int, source: str,
 def _dynamodb(servers: Servers, folder: Path, size: Size, seed: int, source: str) -> dict[str, str]:
     with ExitStack() as stack:
         server = stack.enter_context(StandinDynamoDb()).url if size.standin else servers.dynamodb
-        wire = stack.enter_context(FaultProxy(server, seed=seed))
         pipeline = into_dynamodb(folder, source_url=source, dynamodb_endpoint=server, keys=KEYS)
         with psycopg.connect(source) as connection:
             connection.execute("TRUNCATE wire")
-        with closing(pipeline), explained(pipeline, seed):
-            took_s, written = _carried(pipeline, wire, size, size.items, seed)
+        wire = stack.enter_context(behind_faults(pipeline, server, seed))
+        took_s, written = _carried(pipeline, wire, size, size.items, seed)
     writes = sum(wire.requests[action] for action in ("PutItem", "UpdateItem", "DeleteItem"))
     again = sum(wire.done[kind] for kind in DONE_AGAIN) / writes
     assert again <= size.twice_max, f"{again:.1%} of the writes were carried out twice"
@@ -161,7 +154,6 @@ def _carried(pipeline: Pipeline, wire: FaultProxy, size: Size, events: int, seed
     """Writes while the pipeline runs, until target and source are equal: the seconds it took, and the events."""
     action = "PutRecords" if pipeline.subscribed else "PutItem"
     kinds: list[Kind] = [kind for kind in RATES if pipeline.subscribed or kind != "record_failed"]
-    pipeline.lead_through(wire.url)
     pipeline.run("track")
     with pipeline.running() as programs, Watch(pipeline.target, tuple(KEYS), pause_s=size.within_s / 200):
         awaited(partial(snapshot_is_over, pipeline), size.within_s, "the empty table was not read")

@@ -12,7 +12,6 @@ import signal
 import sqlite3
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,9 +23,9 @@ import psycopg
 from lab.faults import FaultProxy
 from tests.acceptance.compare import Watch, shown
 from tests.acceptance.killing import drop_triggers
-from tests.acceptance.pipelines import Pipeline, Program, explained, into_dynamodb, new_seed, through_kinesis
+from tests.acceptance.pipelines import Pipeline, Program, into_dynamodb, new_seed, through_kinesis
 from tests.acceptance.workload import KEYS, Writing, create_tables
-from tests.proofs import Figures, Servers
+from tests.proofs import Figures, Servers, behind_faults
 from tests.proofs.wire import awaited
 from upwell.errors import TransientError
 from upwell.model import Checkpoint, TablePhase
@@ -87,9 +86,7 @@ def run(servers: Servers, folder: Path, size: Size) -> Figures:
 
 
 def _kinesis(servers: Servers, folder: Path, size: Size, seed: int) -> dict[str, str]:
-    names = [f"zombies_{uuid.uuid4().hex[:10]}" for _ in range(2)]
-    source, target = map(servers.postgres.create_database, names)
-    try:
+    with servers.databases(2) as (source, target):
         for url in (source, target):
             create_tables(url)
             with psycopg.connect(url) as connection:
@@ -102,7 +99,7 @@ def _kinesis(servers: Servers, folder: Path, size: Size, seed: int) -> dict[str,
         )
         if size.walsender_s is not None:
             pipeline.configuration["source"]["url"] += f"?options=-c%20wal_sender_timeout%3D{size.walsender_s}s"
-        with closing(pipeline), explained(pipeline, seed), FaultProxy(servers.kinesis, seed=seed) as wire:
+        with behind_faults(pipeline, servers.kinesis, seed) as wire:
             play = Play("Kinesis", pipeline, wire, size)
             with play.running(seed, ("person",)):
                 _subscriber_in_a_transaction(play)
@@ -110,9 +107,6 @@ def _kinesis(servers: Servers, folder: Path, size: Size, seed: int) -> dict[str,
                 play.zombie("with PutRecords in flight, and a copy of its state", "PutRecords", copied=True)
             _assert_no_losses(target)
             return play.figures
-    finally:
-        for name in names:
-            servers.postgres.drop_database(name)
 
 
 def _subscriber_in_a_transaction(play: Play) -> None:
@@ -204,7 +198,7 @@ def _dynamodb(servers: Servers, folder: Path, size: Size, seed: int) -> dict[str
     source = str(folder / "source.db")
     create_tables(source)
     pipeline = into_dynamodb(folder, source_url=source, dynamodb_endpoint=servers.dynamodb)
-    with closing(pipeline), explained(pipeline, seed), FaultProxy(servers.dynamodb, seed=seed) as wire:
+    with behind_faults(pipeline, servers.dynamodb, seed) as wire:
         play = Play("DynamoDB", pipeline, wire, replace(size, ledger_rows=4 * size.swept))
         with play.running(seed, ()):
             _in_a_sweep(play)
@@ -249,7 +243,6 @@ class Play:
         pipeline = self.pipeline
         pipeline.workload(seed).fill(20, ledger_rows=self.size.ledger_rows)
         pipeline.workload(seed).fill(40)
-        pipeline.lead_through(self.wire.url)
         pipeline.run("track")
         with Watch(pipeline.target, making_way=making_way, pause_s=0.05) as watch:
             with ExitStack() as writing:
