@@ -153,11 +153,12 @@ class S3Bucket:
 
 def no_such_bucket(bucket: str, region: str) -> OperatorError:
     """The bucket is not there, with the command that makes it."""
+    # S3's first region is the one that may not be named: InvalidLocationConstraint.
+    place = "" if region == "us-east-1" else f" --create-bucket-configuration LocationConstraint={region}"
     return OperatorError(
         f"The S3 bucket {bucket} does not exist.",
         code="UW-CC-001",
-        remedy=f"aws s3api create-bucket --bucket {bucket} --region {region} "
-        f"--create-bucket-configuration LocationConstraint={region}",
+        remedy=f"aws s3api create-bucket --bucket {bucket} --region {region}{place}",
     )
 
 

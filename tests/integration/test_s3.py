@@ -15,7 +15,7 @@ from lab.parts import ACCESS_KEY_ID, REGION, SECRET_ACCESS_KEY
 from tests.fake_s3 import FakeS3
 from upwell import http1
 from upwell.errors import OperatorError, TransientError
-from upwell.s3 import S3Bucket
+from upwell.s3 import S3Bucket, no_such_bucket
 
 BUCKET = "claims-of-a-test"
 KEY = "upwell/shop/00000001/0000/abc-def"
@@ -131,6 +131,11 @@ def test_what_only_a_person_can_mend(fake: FakeS3, bucket: S3Bucket) -> None:
     with closing(S3Bucket("another", REGION, endpoint_url=fake.url)) as missing, pytest.raises(OperatorError) as gone:
         missing.put(KEY, b"some")
     assert gone.value.code == "UW-CC-001"
+    assert gone.value.remedy.endswith(f"LocationConstraint={REGION}")
+
+
+def test_the_first_region_is_not_named_when_a_bucket_is_made() -> None:
+    assert "LocationConstraint" not in no_such_bucket(BUCKET, "us-east-1").remedy
 
 
 def test_aws_names_the_bucket_in_the_host_where_a_certificate_can() -> None:
