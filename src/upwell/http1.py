@@ -215,9 +215,10 @@ class Answer:
 class Connection:
     """One connection, with at most one request under way. After an error it is closed and can't be used again."""
 
-    def __init__(self, route: Route) -> None:
+    def __init__(self, route: Route, answer_bytes_max: int = ANSWER_BYTES_MAX) -> None:
         self._name = route.host
         self._socket = route.open()
+        self._answer_bytes_max = answer_bytes_max
         self._since = time.monotonic()  # that the last request was sent, or its answer read
         self._early = b""  # what came before the whole request was sent
         self.reusable = True
@@ -335,7 +336,7 @@ class Connection:
         if status in (204, 304):
             body = b""
         elif length is not None and length.isdigit():
-            if int(length) > ANSWER_BYTES_MAX:
+            if int(length) > self._answer_bytes_max:
                 raise _too_large(self._name)
             body = rest if len(rest) == int(length) else self._fixed(rest, int(length), deadline)
         elif (_header(head, lower, b"transfer-encoding") or "").lower() == "chunked":
@@ -373,7 +374,7 @@ class Connection:
             while (end := buffer.find(b"\r\n")) < 0:
                 buffer += self._receive(deadline)
             size = _chunk_size(bytes(buffer[:end]), self._name)
-            if len(body) + size > ANSWER_BYTES_MAX:
+            if len(body) + size > self._answer_bytes_max:
                 raise _too_large(self._name)
             while len(buffer) < end + 2 + size + 2:
                 buffer += self._receive(deadline)

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from upwell.aws import AwsTime, Credentials, Place
 from upwell.aws_errors import ServiceRefusal, translate
+from upwell.claims import CONTENT_BYTES_MAX
 from upwell.errors import OperatorError, UpwellError
 from upwell.http1 import Answer, Connection, Route
 from upwell.sigv4 import Keys, object_head
@@ -138,7 +139,7 @@ class S3Bucket:
             with self._mutex:
                 connection = self._idle.pop() if self._idle else None
             if connection is None:
-                return Connection(self._route)
+                return Connection(self._route, CONTENT_BYTES_MAX)
             if connection.alive():
                 return connection
             connection.close()

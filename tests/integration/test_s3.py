@@ -14,6 +14,7 @@ import pytest
 from lab.parts import ACCESS_KEY_ID, REGION, SECRET_ACCESS_KEY
 from tests.fake_s3 import FakeS3
 from upwell import http1
+from upwell.claims import CONTENT_BYTES_MAX
 from upwell.errors import OperatorError, TransientError
 from upwell.s3 import S3Bucket, no_such_bucket
 
@@ -115,6 +116,12 @@ def test_who_does_not_know_the_question_gets_the_body_all_the_same(
     large = os.urandom(3_000_000)
     bucket.put(KEY, large)
     assert bucket.get(KEY) == large
+
+
+def test_the_largest_content_comes_back(bucket: S3Bucket) -> None:
+    largest = bytes(CONTENT_BYTES_MAX)
+    bucket.put(KEY, largest)
+    assert bucket.get(KEY) == largest
 
 
 def test_what_only_a_person_can_mend(fake: FakeS3, bucket: S3Bucket) -> None:
