@@ -12,13 +12,13 @@ from urllib.parse import urlsplit
 
 from upwell.aws import AwsTime, Credentials, Place
 from upwell.aws_errors import ServiceRefusal, translate
-from upwell.claims import CONTENT_BYTES_MAX
 from upwell.errors import OperatorError, UpwellError
 from upwell.http1 import Answer, Connection, Route
 from upwell.sigv4 import Keys, object_head
 
 ASKED_BYTES_MIN: Final = 256 * 1024  # from this on a body waits for S3's leave
 _NOTHING = hashlib.sha256(b"").hexdigest()
+OBJECT_BYTES_MAX: Final = 32 * 1024 * 1024  # as large as a claim's content can be
 _IDLE_MAX = 4  # connections
 _REFUSED_KEYS = ("UW-AWS-005", "UW-AWS-006")
 
@@ -139,7 +139,7 @@ class S3Bucket:
             with self._mutex:
                 connection = self._idle.pop() if self._idle else None
             if connection is None:
-                return Connection(self._route, CONTENT_BYTES_MAX)
+                return Connection(self._route, OBJECT_BYTES_MAX)
             if connection.alive():
                 return connection
             connection.close()
