@@ -190,6 +190,7 @@ class Proof:
             for number in range(self.size.restarts):
                 time.sleep(self.chance.uniform(0.5, 1.5))
                 for program in (self.publisher, self.subscriber):
+                    program.await_words()  # before, nobody has told it what a signal means
                     program.kill() if number % 2 else program.stop()
                 (stream.grow if number % 2 else stream.shrink)()
                 self.start()
