@@ -33,7 +33,13 @@ from upwell.mapping import Mask
 from upwell.model import TableName
 from upwell.where import Where
 
-SOURCE_SCHEMES: Final = {"postgresql": "postgresql", "postgres": "postgresql", "sqlite": "sqlite"}  # → dialect
+SOURCE_SCHEMES: Final = {  # → dialect
+    "postgresql": "postgresql",
+    "postgres": "postgresql",
+    "mssql": "sqlserver",
+    "sqlserver": "sqlserver",
+    "sqlite": "sqlite",
+}
 TARGET_SCHEMES: Final = {"postgresql": "postgresql", "postgres": "postgresql"}
 _LATER_SCHEMES: Final = ("mssql", "sqlserver", "mysql", "mariadb", "dynamodb")
 MASK_KEY_BYTES_MIN: Final = 16
@@ -95,7 +101,8 @@ def _database_url(schemes: Mapping[str, str]) -> AfterValidator:
 
 def _check_url(url: str, schemes: Mapping[str, str]) -> None:
     scheme, found, rest = url.partition("://")
-    examples = " or ".join(f"{name}://…" for name in dict.fromkeys(schemes.values()))
+    first = {dialect: scheme for scheme, dialect in reversed(schemes.items())}  # the usual one comes first
+    examples = " or ".join(f"{first[dialect]}://…" for dialect in dict.fromkeys(schemes.values()))
     if not found:
         raise ValueError(f"must be a URL: {examples}")
     if scheme in _LATER_SCHEMES and scheme not in schemes:
@@ -207,7 +214,8 @@ class SourceSettings(Settings):
 
     url: Annotated[SecretStr, _database_url(SOURCE_SCHEMES)]
     """Where it is: `postgresql://USER:${PASSWORD}@HOST:5432/DATABASE` (any libpq parameter may follow, as in
-    `?sslmode=verify-full&sslrootcert=/etc/ca.pem`) or `sqlite:///FILE`."""
+    `?sslmode=verify-full&sslrootcert=/etc/ca.pem`), `mssql://USER:${PASSWORD}@HOST:1433/DATABASE` (options: see
+    sqlserver.md) or `sqlite:///FILE`."""
     poll_interval: Duration = 1.0
     """How long to wait for changes before looking again, where the source must be asked. A change is seen at once
     where the database tells by itself."""
@@ -218,6 +226,8 @@ class SourceSettings(Settings):
     """PostgreSQL: the publication to read. Default: `upwell_` and the pipeline's name."""
     slot: SlotName | None = None
     """PostgreSQL: the replication slot to read. Default: `upwell_` and the pipeline's name."""
+    driver: Literal["mssql-python", "python-tds"] = "mssql-python"
+    """SQL Server: Microsoft's driver, or one in Python alone for machines where that finds no libraries."""
 
 
 class ClaimCheckSettings(Settings):

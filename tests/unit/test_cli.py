@@ -166,7 +166,7 @@ BAD: dict[str, tuple[list[str], str | None, int, str]] = {
     "no code": (["explain", "UW-XX-001"], None, 2, "UW-CL-004"),
     "init with no url": (["init"], None, 2, "Missing argument"),
     "init with a path": (["init", "shop.db"], None, 2, "UW-CL-003"),
-    "init with a later scheme": (["init", "mssql://u:p@h/d"], None, 2, "UW-CL-003"),
+    "init with a later scheme": (["init", "mysql://u:p@h/d"], None, 2, "UW-CL-003"),
     "init to nowhere": (["init", "sqlite:///shop.db", "--to", "s3://bucket"], None, 2, "UW-CL-003"),
     "init to nothing": (["init", "sqlite:///shop.db", "--to", "kinesis://"], None, 2, "UW-CL-003"),
     "init of what is not there": (["init", "sqlite:///gone.db"], None, 3, "UW-SL-001"),

@@ -282,7 +282,7 @@ BAD = {
     **{
         f"{scheme} as a source": (with_source(f"{{url: '{scheme}://a:b@c/d'}}"), 2, "source.url", "UW-CF-010",
                                   "not in this version")
-        for scheme in ("mssql", "mysql", "mariadb", "dynamodb")
+        for scheme in ("mysql", "mariadb", "dynamodb")
     },
     "mysql as a target": (SMALL + "subscriber: {target: 'mysql://a/b'}\n", 5, "subscriber.target", "UW-CF-010",
                           "not in this version"),

@@ -49,11 +49,13 @@ MAY_IMPORT = {
 # package → the modules that import it, when it is needed and not before
 DRIVERS = {
     "psycopg": {"sources.postgres_session", "targets.postgres_session"},
+    "mssql_python": {"sources.sqlserver_session"},
+    "pytds": {"sources.sqlserver_session"},
     "botocore": {"aws"},
     "sqlglot": {"where"},
 }
 FOREIGN = {"click": "app", "rich": "app", "pydantic": "settings|config", "yaml": "configfile|app"}
-DATABASES = ("postgres", "sqlite", "kinesis", "dynamodb", "stdout")
+DATABASES = ("postgres", "sqlserver", "sqlite", "kinesis", "dynamodb", "stdout")
 OF_A_DATABASE = {"sources.pgoutput": "postgres"}
 
 

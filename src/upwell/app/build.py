@@ -21,7 +21,7 @@ from upwell.items import KeyTemplates
 from upwell.lanes import DEFAULT_LANES
 from upwell.mapping import Mapping as RowMapping
 from upwell.mapping import check_targets
-from upwell.model import Finding, Inspected, TableSchema, TableSelection
+from upwell.model import Finding, Inspected, TableName, TableSchema, TableSelection
 from upwell.pipeline.applier import Applier
 from upwell.pipeline.publisher import Publisher, PublisherSettings
 from upwell.pipeline.subscriber import WORKING_BYTES, Subscriber
@@ -30,9 +30,10 @@ from upwell.s3 import S3Bucket
 from upwell.sinks.dynamodb import DynamoDbSink
 from upwell.sinks.kinesis import KinesisSink
 from upwell.sinks.stdout import StdoutSink
-from upwell.sources import postgres_setup, sqlite_setup
+from upwell.sources import postgres_setup, sqlite_setup, sqlserver_setup
 from upwell.sources.postgres import PostgresSource
 from upwell.sources.sqlite import SqliteSource
+from upwell.sources.sqlserver import SqlServerSource
 from upwell.state.dynamodb_control import DynamoDbControl
 from upwell.state.sqlite import SqliteState
 from upwell.streams.kinesis import KinesisStream
@@ -88,7 +89,24 @@ def _sqlite(pipeline: Pipeline) -> SourceParts:
     )
 
 
-_SOURCES: Final[Mapping[str, Callable[[Pipeline], SourceParts]]] = {"postgresql": _postgres, "sqlite": _sqlite}
+def _sqlserver(pipeline: Pipeline) -> SourceParts:
+    url, driver = pipeline.source().url.get_secret_value(), pipeline.source().driver
+    tables, name = selections(pipeline), pipeline.name
+    return SourceParts(
+        open=lambda clock: SqlServerSource(url, tables=tables, pipeline=name, clock=clock, driver=driver),
+        findings=lambda: sqlserver_setup.findings(url, tables, driver),
+        track=lambda: sqlserver_setup.track(url, tables, driver),
+        track_sql=lambda: sqlserver_setup.track_sql(url, tables, driver),
+        untrack=lambda: sqlserver_setup.untrack(url, tables, driver),
+        untrack_sql=lambda: sqlserver_setup.untrack_sql(url, tables, driver),
+    )
+
+
+_SOURCES: Final[Mapping[str, Callable[[Pipeline], SourceParts]]] = {
+    "postgresql": _postgres,
+    "sqlserver": _sqlserver,
+    "sqlite": _sqlite,
+}
 
 
 def source_parts(pipeline: Pipeline) -> SourceParts:
@@ -114,7 +132,16 @@ def sqlite_path(url: str, folder: Path) -> str:
 
 def inspect(dialect: str, url: str, folder: Path) -> list[Inspected]:
     """Every table of a database, by name. Raises UpwellError."""
+    if dialect == "sqlserver":
+        return sqlserver_setup.inspect(url, "mssql-python")
     return postgres_setup.inspect(url) if dialect == "postgresql" else sqlite_setup.inspect(sqlite_path(url, folder))
+
+
+def grants_sql(dialect: str, names: Sequence[TableName], *, role: str, database: str) -> list[str]:
+    """What an administrator must grant so that these tables can be published; nothing where nobody grants anything."""
+    if dialect == "sqlserver":
+        return sqlserver_setup.grants_sql(names, role=role, database=database)
+    return postgres_setup.grants_sql(names, role=role, database=database) if dialect == "postgresql" else []
 
 
 def mapping(pipeline: Pipeline) -> RowMapping:

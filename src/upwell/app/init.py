@@ -14,10 +14,10 @@ from upwell.config import identifier
 from upwell.errors import ConfigError
 from upwell.model import Inspected, TableName
 from upwell.settings import SOURCE_SCHEMES
-from upwell.sources.postgres_setup import grants_sql
 
 PASSWORD_VARIABLE: Final = "UPWELL_SOURCE_PASSWORD"  # noqa: S105 - its name, not its value
 ROLE: Final = "upwell"  # of its own, with no more rights than publishing needs
+_PORTS: Final = {"postgresql": 5432, "sqlserver": 1433}
 _REGION: Final = "REGION"  # stands in firewall.txt where none is known
 
 
@@ -50,7 +50,7 @@ def dialect_of(url: str) -> str:
         raise ConfigError(
             "The source's URL is of no kind that this version reads.",
             code="UW-CL-003",
-            remedy="Write postgresql://USER:PASSWORD@HOST/DATABASE or sqlite:///FILE.",
+            remedy="Write postgresql://USER:PASSWORD@HOST/DATABASE, mssql://USER:PASSWORD@HOST/DATABASE or sqlite:///FILE.",
         )
     return SOURCE_SCHEMES[scheme]
 
@@ -168,18 +168,19 @@ def _grants(url: str, dialect: str, tables: Sequence[Inspected]) -> Iterator[str
         yield "-- and its folder, since `upwell track` keeps a log of changes in the database."
         return
     names: list[TableName] = [table.name for table in tables if table.schema is not None]
-    yield f"-- For the database's administrator: a role {ROLE} with the least rights that publishing needs."
+    what = "login" if dialect == "sqlserver" else "role"
+    yield f"-- For the database's administrator: a {what} {ROLE} with the least rights that publishing needs."
     yield "-- Then name it in upwell.yaml. `upwell track` must run once as the owner of the tables."
-    yield from grants_sql(names, role=ROLE, database=unquote(urlsplit(url).path.strip("/")))
+    yield from build.grants_sql(dialect, names, role=ROLE, database=unquote(urlsplit(url).path.strip("/")))
 
 
 def _firewall(url: str, dialect: str, towards: Destination, region: str | None) -> Iterator[str]:
     yield "# All connections are outbound; nothing ever connects to this machine."
     yield "# host, port, what for"
     place = region or _REGION
-    if dialect == "postgresql":
+    if dialect in _PORTS:
         parts = urlsplit(url)
-        yield f"{parts.hostname or 'localhost'}, {parts.port or 5432}, the source database"
+        yield f"{parts.hostname or 'localhost'}, {parts.port or _PORTS[dialect]}, the source database"
     if towards.kind == "stdout":
         yield "# The destination is standard output: no other host is needed."
         return
