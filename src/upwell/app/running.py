@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -35,6 +36,14 @@ def give_memory_back() -> None:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         for parameter, value in _MALLOC.values():
             mallopt(parameter, value)
+
+
+def spare_collector() -> None:
+    """What was made until now is kept to the end: Python's collector need not look through it again and again, which
+    took a quarter of a subscriber's time.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @contextmanager

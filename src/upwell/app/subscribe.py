@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from upwell.app import build
-from upwell.app.running import dump_nothing, give_memory_back, told_to_stop
+from upwell.app.running import dump_nothing, give_memory_back, spare_collector, told_to_stop
 from upwell.config import Pipeline
 from upwell.pipeline.subscriber import Subscriber
 
@@ -23,6 +23,7 @@ def subscribe(pipeline: Pipeline, *, once: bool) -> None:
     give_memory_back()
     dump_nothing()
     with told_to_stop() as stop, build.subscriber(pipeline, stop) as subscriber:
+        spare_collector()
         log.info("subscribing as %s", pipeline.name)
         with _reporting(subscriber):
             subscriber.run(once=once)
