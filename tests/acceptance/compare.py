@@ -26,6 +26,7 @@ from botocore.config import Config
 from psycopg.rows import dict_row
 
 from lab.parts import ACCESS_KEY_ID, REGION, SECRET_ACCESS_KEY
+from tests.acceptance.sqlserver_client import SqlServerConnection
 from tests.acceptance.workload import KEYS, TABLES, Key
 
 Row = Mapping[str, Any]
@@ -86,6 +87,27 @@ class SqliteRows:
         with closing(sqlite3.connect(self._path)) as connection:
             connection.row_factory = sqlite3.Row
             found = [dict(row) for row in connection.execute(f"SELECT * FROM {table}")]
+        return _keyed(found, self._keys[table])
+
+    def states(self, table: str) -> dict[Key, int]:
+        return {key: row["state"] for key, row in self.rows(table).items()}
+
+    def close(self) -> None:
+        pass
+
+
+class SqlServerRows:
+    """A SQL Server database."""
+
+    def __init__(self, url: str, keys: Mapping[str, Sequence[str]] = KEYS) -> None:
+        self._url = url
+        self._keys = keys
+
+    def rows(self, table: str) -> dict[Key, Row]:
+        with closing(SqlServerConnection(self._url)) as connection:
+            cursor = connection.execute(f"SELECT * FROM {table}")
+            names = [column[0] for column in cursor.description]
+            found = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
         return _keyed(found, self._keys[table])
 
     def states(self, table: str) -> dict[Key, int]:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,12 +25,13 @@ from tests.acceptance.compare import (
     PostgresRows,
     Rows,
     SqliteRows,
+    SqlServerRows,
     await_equal,
     differences,
     kinesis_client,
     shown,
 )
-from tests.acceptance.workload import KEYS, Workload
+from tests.acceptance.workload import KEYS, Workload, dialect_of
 from upwell.model import TablePhase
 from upwell.state.sqlite import SqliteState
 
@@ -392,11 +393,16 @@ def into_dynamodb(
 
 
 def _url(source: str) -> str:
-    return source if source.startswith("postgresql://") else f"sqlite:///{source}"
+    return f"sqlite:///{source}" if dialect_of(source) == "sqlite" else source
 
 
 def _rows(source: str, keys: Mapping[str, Sequence[str]]) -> Rows:
-    return PostgresRows(source, keys) if source.startswith("postgresql://") else SqliteRows(source, keys)
+    kinds: dict[str, Callable[[str, Mapping[str, Sequence[str]]], Rows]] = {
+        "postgresql": PostgresRows,
+        "sqlite": SqliteRows,
+        "sqlserver": SqlServerRows,
+    }
+    return kinds[dialect_of(source)](source, keys)
 
 
 def create_stream(endpoint: str, name: str, shards: int) -> None:

@@ -18,7 +18,9 @@ from typing import Any, ClassVar, Literal, LiteralString, Protocol
 
 import psycopg
 
-Dialect = Literal["postgresql", "sqlite"]
+from tests.acceptance.sqlserver_client import SqlServerConnection
+
+Dialect = Literal["postgresql", "sqlite", "sqlserver"]
 Key = tuple[Any, ...]
 
 # table → the columns of its key, which come first
@@ -56,7 +58,23 @@ _SCHEMA = {
         CREATE TABLE person (login TEXT PRIMARY KEY NOT NULL, state INTEGER NOT NULL, email TEXT UNIQUE, bio TEXT);
         CREATE TABLE ledger (entry INTEGER PRIMARY KEY, state INTEGER NOT NULL, note TEXT);
     """,
+    # To a UNIQUE of SQL Server two NULLs are equal.
+    "sqlserver": """
+        CREATE TABLE item (
+          id bigint PRIMARY KEY, state bigint NOT NULL, name nvarchar(40), amount decimal(12,2), ratio float,
+          at datetimeoffset(6), raw varbinary(100), big nvarchar(max));
+        CREATE TABLE stock (
+          warehouse nvarchar(20) NOT NULL, product int NOT NULL, state bigint NOT NULL, quantity int, note nvarchar(40),
+          PRIMARY KEY (warehouse, product));
+        CREATE TABLE person (
+          login nvarchar(40) PRIMARY KEY, state bigint NOT NULL, email varchar(80), bio nvarchar(max));
+        CREATE UNIQUE INDEX person_email ON person (email) WHERE email IS NOT NULL;
+        CREATE TABLE ledger (entry int PRIMARY KEY, state bigint NOT NULL, note nvarchar(40));
+    """,
 }
+# SQL Server has no floats between 0 and 2.23E-308.
+_SMALLEST = {"postgresql": 5e-324, "sqlite": 5e-324, "sqlserver": 2.3e-308}
+_INSERTED_AT_ONCE_MAX = 1_000  # by SQL Server
 
 
 class Connection(Protocol):
@@ -67,14 +85,18 @@ class Connection(Protocol):
 
 
 def connect(url: str) -> Connection:
-    """A connection to the source, `postgresql://…` or the path of an SQLite file."""
+    """A connection to the source, `postgresql://…`, `mssql://…` or the path of an SQLite file."""
     if url.startswith("postgresql://"):
         return psycopg.connect(url, autocommit=True)
+    if url.startswith("mssql://"):
+        return SqlServerConnection(url)
     return sqlite3.connect(url, timeout=30, isolation_level=None, check_same_thread=False)
 
 
 def dialect_of(url: str) -> Dialect:
-    """Which of the two it is."""
+    """Which of them it is."""
+    if url.startswith("mssql://"):
+        return "sqlserver"
     return "postgresql" if url.startswith("postgresql://") else "sqlite"
 
 
@@ -124,8 +146,9 @@ class Workload:
             for _ in range(min(rows, KEYS_MAX)):
                 self._insert(table)
         numbers = range(1, ledger_rows + 1)
-        marks = ", ".join(f"({number}, {self._writer}, 'row {number}')" for number in numbers)
-        if marks:
+        for first in numbers[::_INSERTED_AT_ONCE_MAX]:
+            some = range(first, min(first + _INSERTED_AT_ONCE_MAX, ledger_rows + 1))
+            marks = ", ".join(f"({number}, {self._writer}, 'row {number}')" for number in some)
             self._connection.execute(f"INSERT INTO ledger VALUES {marks}")
         self._keys["ledger"] = {(number,) for number in numbers}
         self._keeps_ledger = ledger_rows > 0
@@ -286,7 +309,7 @@ class Workload:
         self._run(f"UPDATE {table} SET {changes} WHERE {where}", *values.values(), *key)
 
     def _run(self, sql: str, *values: Any) -> Any:
-        return self._connection.execute(sql.replace("?", "%s") if self._dialect == "postgresql" else sql, values)
+        return self._connection.execute(sql if self._dialect == "sqlite" else sql.replace("?", "%s"), values)
 
     def _email(self, login: Key) -> str | None:
         email: str | None = self._run("SELECT email FROM person WHERE login = ?", *login).fetchone()[0]
@@ -339,10 +362,11 @@ class Workload:
             self._emails += 1
             email = f"{self._emails}.{self._writer}@example.com"
             return {"email": self._or_null(email), "bio": self._or_null(self._text(chance.choice(BIG_TEXT)))}
+        smallest = _SMALLEST[self._dialect]
         return {
             "name": self._or_null(self._text(12)),
             "amount": self._or_null(chance.randint(-(10**8), 10**8) / 4),
-            "ratio": self._or_null(chance.choice((0.1, -1e300, 5e-324, 123456789.123456789, chance.random()))),
+            "ratio": self._or_null(chance.choice((0.1, -1e300, smallest, 123456789.123456789, chance.random()))),
             "at": self._or_null(
                 f"2026-0{chance.randint(1, 9)}-1{chance.randint(0, 9)} 10:00:00.{chance.randint(1, 9):06}+00:00"
             ),

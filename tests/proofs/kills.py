@@ -7,7 +7,6 @@ the source, and whoever reads the target sees no row go back in time.
 from __future__ import annotations
 
 import random
-import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -16,13 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
-import psycopg
-
 from lab.faults import FaultProxy
 from lab.parts import StandinDynamoDb
 from tests.acceptance.compare import PostgresRows, Watch
 from tests.acceptance.pipelines import Pipeline, Program, Role, into_dynamodb, new_seed, through_kinesis
-from tests.acceptance.workload import Writing, create_tables
+from tests.acceptance.workload import Writing, connect, create_tables, dialect_of
 from tests.proofs import Figures, Servers, behind_faults
 from tests.proofs.wire import RATES, awaited
 from upwell.model import Checkpoint, TablePhase
@@ -224,7 +221,9 @@ class Killer:
         return checkpoint
 
     def _ledger(self) -> str:
-        return "public.ledger" if self.pipeline.source_url.startswith("postgresql://") else "main.ledger"
+        return {"postgresql": "public.ledger", "sqlite": "main.ledger", "sqlserver": "dbo.ledger"}[
+            dialect_of(self.pipeline.source_url)
+        ]
 
     def figures(self, way: str, wire: FaultProxy) -> dict[str, str]:
         """What is written down."""
@@ -243,11 +242,10 @@ class Killer:
 
 def _head(url: str) -> int:
     """The source's newest commit number."""
-    if url.startswith("postgresql://"):
-        with psycopg.connect(url) as source:
-            found = source.execute("SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint - 1").fetchone()
-    else:
-        with closing(sqlite3.connect(url)) as source:
-            found = source.execute("SELECT max(id) FROM _upwell_log").fetchone()
-    assert found is not None
-    return int(found[0])
+    asked = {
+        "postgresql": "SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint - 1",
+        "sqlite": "SELECT max(id) FROM _upwell_log",
+        "sqlserver": "SELECT CHANGE_TRACKING_CURRENT_VERSION()",
+    }
+    with closing(connect(url)) as source:
+        return int(source.execute(asked[dialect_of(url)]).fetchone()[0])
