@@ -4,6 +4,7 @@ import os
 import pwd
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -32,6 +33,7 @@ __all__ = [
     "PostgresServer",
     "StandinDynamoDb",
     "StandinKinesis",
+    "StandinSqlServer",
 ]
 
 REGION = "eu-west-1"
@@ -259,6 +261,46 @@ class StandinDynamoDb(Standin):
     name = "standin-dynamodb"
 
 
+class StandinSqlServer(Part):
+    """SQL Server: see lab/sqlserver. It keeps its databases in a PostgreSQL cluster of its own."""
+
+    name = "standin-sqlserver"
+
+    def __init__(self) -> None:
+        super().__init__()
+        # What a restart of the stand-in finds again must not wait for the disk meanwhile.
+        self.postgres = PostgresCluster({"wal_level": "minimal", "max_wal_senders": 0, "synchronous_commit": "off"})
+        self._password = f"Lab-{secrets.token_hex(8)}"
+
+    @property
+    def url(self) -> str:
+        """Of master, as sa; `ca` is the file with the certificate that signs the server's."""
+        return f"mssql://sa:{self._password}@{LOOPBACK}:{self.port}/master?ca={self.folder / 'ca.pem'}"
+
+    def launch(self) -> None:
+        if not self.postgres.running:
+            self.postgres.start()
+        super().launch()
+
+    def command(self) -> list[str]:
+        arguments = [str(self.port), str(self.folder), self.postgres.url(), self._password]
+        return [sys.executable, "-m", "lab.sqlserver", *arguments]
+
+    def answers(self) -> bool:
+        try:
+            with socket.create_connection((LOOPBACK, self.port), timeout=5):
+                return True
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        super().close()
+        self.postgres.close()
+
+    def _environment(self) -> dict[str, str]:
+        return super()._environment() | {"PYTHONPATH": str(find.ROOT)}
+
+
 class Lab:
     """All parts together."""
 
@@ -268,11 +310,19 @@ class Lab:
         self.dynamodb = DynamoDbLocal()
         self.standin_kinesis = StandinKinesis()
         self.standin_dynamodb = StandinDynamoDb()
+        self.standin_sqlserver = StandinSqlServer()
 
     @property
     def parts(self) -> tuple[Part, ...]:
         # The slowest to start comes first.
-        return self.dynamodb, self.kinesis, self.postgres, self.standin_kinesis, self.standin_dynamodb
+        return (
+            self.dynamodb,
+            self.kinesis,
+            self.postgres,
+            self.standin_kinesis,
+            self.standin_dynamodb,
+            self.standin_sqlserver,
+        )
 
     def start(self) -> None:
         """Starts all at the same time and returns when all answer."""
@@ -293,6 +343,7 @@ class Lab:
             "dynamodb": self.dynamodb.url,
             "standin_kinesis": self.standin_kinesis.url,
             "standin_dynamodb": self.standin_dynamodb.url,
+            "standin_sqlserver": self.standin_sqlserver.url,
             "region": REGION,
             "access_key_id": ACCESS_KEY_ID,
             "secret_access_key": SECRET_ACCESS_KEY,

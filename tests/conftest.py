@@ -1,7 +1,7 @@
 """Real servers for tests, started when the first test asks for one.
 
-UPWELL_TEST_POSTGRES_URL, UPWELL_TEST_KINESIS_URL and UPWELL_TEST_DYNAMODB_URL name servers to use instead.
-A server that is missing fails the tests that need it: nothing is skipped.
+UPWELL_TEST_POSTGRES_URL, UPWELL_TEST_KINESIS_URL, UPWELL_TEST_DYNAMODB_URL and UPWELL_TEST_SQLSERVER_URL name servers
+to use instead. A server that is missing fails the tests that need it: nothing is skipped.
 """
 
 import fcntl
@@ -17,10 +17,21 @@ from hypothesis import HealthCheck, settings
 
 from lab.faults import FaultProxy
 from lab.part import Part
-from lab.parts import DynamoDbLocal, Kinesalite, PostgresCluster, PostgresServer, StandinDynamoDb, StandinKinesis
+from lab.parts import (
+    DynamoDbLocal,
+    Kinesalite,
+    PostgresCluster,
+    PostgresServer,
+    StandinDynamoDb,
+    StandinKinesis,
+    StandinSqlServer,
+)
 from tests.proofs import Servers
 
 P = TypeVar("P", bound=Part)
+
+# Of the two ODBC drivers that mssql-python brings, the one that needs no libltdl on the machine.
+os.environ.setdefault("MSSQL_PYTHON_NATIVE_PROVIDER", "mssql-odbc")
 
 # A busy machine is no finding: neither how long an example takes nor how long it takes to make one. The examples of a
 # test share its fixtures on purpose: one database or one folder, many rows.
@@ -76,6 +87,13 @@ def dynamodb_faults(dynamodb_endpoint: str) -> Iterator[FaultProxy]:
 def standin_dynamodb_endpoint(shared_folder: Path) -> Iterator[str]:
     """The URL of our own stand-in for DynamoDB, which never throttles, for all tests."""
     with shared(shared_folder, "UPWELL_TEST_STANDIN_DYNAMODB_URL", StandinDynamoDb, lambda part: part.url) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def sqlserver(shared_folder: Path) -> Iterator[str]:
+    """The URL of a SQL Server, our stand-in or a true one, that all tests share: make databases of your own."""
+    with shared(shared_folder, "UPWELL_TEST_SQLSERVER_URL", StandinSqlServer, lambda part: part.url) as url:
         yield url
 
 
