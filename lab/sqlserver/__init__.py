@@ -6,7 +6,7 @@
 * `wire`: packets, TLS inside of PRELOGIN, LOGIN7, the tokens of an answer. `values`: SQL Server's types on the wire.
 * `server`: databases (each one of PostgreSQL's), logins, a pair of threads for each connection.
 * `engine`: a session: transactions, variables, errors by number. `words` cuts batches into statements,
-  `flow` runs them in their order, `translate` makes PostgreSQL's SQL of those that read or change rows (sqlglot parses),
+  `flow` runs them in order, `translate` makes PostgreSQL's SQL of those that read or change rows (sqlglot parses),
   `ddl` of those that make tables, `admin` does databases, users and grants.
 * `tracking`: Change Tracking. `store.sql`, `catalog.sql`: what each database begins with.
 * `hooks`: `EXEC lab.…`, what a test does to the server that no client could.
