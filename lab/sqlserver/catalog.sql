@@ -12,16 +12,18 @@ CREATE VIEW sys.schemas AS
 CREATE VIEW sys.objects AS
   SELECT coalesce(obj_description(c.oid, 'pg_class'), relname)::varchar(128) COLLATE tds.ci AS name, c.oid::int AS object_id,
          NULL::int AS principal_id, relnamespace::int AS schema_id, 0 AS parent_object_id, 'U '::bpchar(2) AS type,
-         'USER_TABLE'::varchar(60) AS type_desc, tds.getdate() AS create_date, tds.getdate() AS modify_date,
+         'USER_TABLE'::varchar(60) AS type_desc, tds.from_clock(created) AS create_date, tds.from_clock(modified) AS modify_date,
          false AS is_ms_shipped
-  FROM pg_class c WHERE relkind = 'r' AND relnamespace IN (SELECT schema_id::oid FROM sys.schemas) AND tds.sees(c.oid)
+  FROM pg_class c LEFT JOIN tds.dates d ON d.oid = c.oid
+  WHERE relkind = 'r' AND relnamespace IN (SELECT schema_id::oid FROM sys.schemas) AND tds.sees(c.oid)
   UNION ALL
   SELECT conname, con.oid::int, NULL, connamespace::int, conrelid::int,
          CASE contype WHEN 'p' THEN 'PK' WHEN 'u' THEN 'UQ' WHEN 'f' THEN 'F ' ELSE 'C ' END,
          CASE contype WHEN 'p' THEN 'PRIMARY_KEY_CONSTRAINT' WHEN 'u' THEN 'UNIQUE_CONSTRAINT'
                       WHEN 'f' THEN 'FOREIGN_KEY_CONSTRAINT' ELSE 'CHECK_CONSTRAINT' END,
-         tds.getdate(), tds.getdate(), false
-  FROM pg_constraint con WHERE connamespace IN (SELECT schema_id::oid FROM sys.schemas) AND tds.sees(conrelid);
+         tds.from_clock(created), tds.from_clock(modified), false
+  FROM pg_constraint con LEFT JOIN tds.dates d ON d.oid = conrelid
+  WHERE connamespace IN (SELECT schema_id::oid FROM sys.schemas) AND tds.sees(conrelid);
 
 CREATE VIEW sys.tables AS
   SELECT o.*, false AS is_external, 0::int2 AS temporal_type, 'NON_TEMPORAL_TABLE'::varchar(60) AS temporal_type_desc,
@@ -33,6 +35,16 @@ CREATE VIEW sys.tables AS
 CREATE VIEW sys.views AS SELECT * FROM sys.objects WHERE false;
 
 CREATE TABLE tds.types (name varchar(128) COLLATE tds.ci, system_type_id int2, user_type_id int, max_length int2);
+INSERT INTO tds.types VALUES
+  ('image', 34, 34, 16), ('text', 35, 35, 16), ('uniqueidentifier', 36, 36, 16), ('date', 40, 40, 3), ('time', 41, 41, 5),
+  ('datetime2', 42, 42, 8), ('datetimeoffset', 43, 43, 10), ('tinyint', 48, 48, 1), ('smallint', 52, 52, 2),
+  ('int', 56, 56, 4), ('smalldatetime', 58, 58, 4), ('real', 59, 59, 4), ('money', 60, 60, 8), ('datetime', 61, 61, 8),
+  ('float', 62, 62, 8), ('sql_variant', 98, 98, 8016), ('ntext', 99, 99, 16), ('bit', 104, 104, 1),
+  ('decimal', 106, 106, 17), ('numeric', 108, 108, 17), ('smallmoney', 122, 122, 4), ('bigint', 127, 127, 8),
+  ('hierarchyid', 240, 128, 892), ('geometry', 240, 129, -1), ('geography', 240, 130, -1),
+  ('varbinary', 165, 165, 8000), ('varchar', 167, 167, 8000), ('binary', 173, 173, 8000), ('char', 175, 175, 8000),
+  ('timestamp', 189, 189, 8), ('nvarchar', 231, 231, 8000), ('sysname', 231, 256, 256), ('nchar', 239, 239, 8000),
+  ('xml', 241, 241, -1);
 CREATE VIEW sys.types AS
   SELECT *, 4 AS schema_id, user_type_id > 256 AS is_user_defined, user_type_id IN (128, 129, 130) AS is_assembly_type,
          true AS is_nullable, 0::int2 AS precision, 0::int2 AS scale

@@ -57,6 +57,8 @@ class Tables:
         table = f"{quoted(schema)}.{quoted(name)}"
         self._run(f"CREATE TABLE {table} ({', '.join(self._definition(column) for column in columns)})")
         self._run(f"COMMENT ON TABLE {table} IS {_written(name)}")
+        oid = f"{plain_literal(table)}::regclass"
+        self._run(f"INSERT INTO tds.dates VALUES ({oid}, clock_timestamp(), clock_timestamp())")
         for column in columns:
             self._comment(table, column)
             self._stamp(table, column)
@@ -100,6 +102,7 @@ class Tables:
             raise Unknown("ALTER TABLE SWITCH")
         elif script.word.upper not in {"CHECK", "NOCHECK", "REBUILD", "ENABLE"}:
             raise Unknown(f"ALTER TABLE {script.word.text}")
+        self._run(f"UPDATE tds.dates SET modified = clock_timestamp() WHERE oid = {table.oid}")
         if table.side is not None and (now := self._catalog.table(table.schema, table.name)) and now.side is not None:
             self._run(tracking.record(now))
 

@@ -58,8 +58,10 @@ class Session:
         store, user, name = self.server.open(database, self.login)
         old = self.database
         if hasattr(self, "store"):
-            self.store.close()
+            self._leave()
         self.store, self.user, self.database = store, user, name
+        if self.depth:
+            self._begin_below()
         self._moments: dict[int, str] = {}
         self._cache.clear()
         self.catalog = Catalog(self.ask, lambda: self.server.changes_of_tables)
@@ -68,6 +70,11 @@ class Session:
         self.admin = Admin(self)
         if not quiet:
             database_changed(self.answer, name, old)
+
+    def _leave(self) -> None:
+        if self.depth and self.ask("SELECT pg_current_xact_id_if_assigned()")[0][0] is not None:
+            raise Unknown("a transaction that changes two databases")
+        self.store.close()
 
     def reset(self) -> None:
         """sp_reset_connection: as after a login, but for the isolation level."""
@@ -423,7 +430,7 @@ class Session:
                 for _ in rows:
                     pass
                 self._rowcount = self.store.affected or 0
-                self.answer.done(self._rowcount)
+                self.answer.done(self._rowcount, what=query.what)
                 return
             first = next(rows, None)
             if query.assigns:
@@ -432,7 +439,7 @@ class Session:
             columns = self._columns(query)
             self.answer.columns(columns)
             self._rowcount = self.answer.rows([kind for _, kind in columns], self._until_cancelled(first, rows))
-            self.answer.done(self._rowcount)
+            self.answer.done(self._rowcount, what=query.what)
         finally:
             self.store.drain()
 
@@ -490,11 +497,14 @@ class Session:
 
     def begin(self) -> None:
         if not self.depth:
-            self.store.run(f"BEGIN ISOLATION LEVEL {_LEVELS.get(self.level, 'READ COMMITTED')}")
-            self._seen = self.server.changes_of_tables
+            self._begin_below()
             self._transaction = self.server.next_number()
             transaction_began(self.answer, self._transaction)
         self.depth += 1
+
+    def _begin_below(self) -> None:
+        self.store.run(f"BEGIN ISOLATION LEVEL {_LEVELS.get(self.level, 'READ COMMITTED')}")
+        self._seen = self.server.changes_of_tables
 
     def commit(self) -> None:
         if not self.depth:

@@ -90,6 +90,8 @@ CREATE FUNCTION tds.moment_text(ticks int8, digits int, style int) RETURNS text 
                  + make_interval(secs => ticks % 864000000000 / 10000000),
                  CASE WHEN style IN (126, 127) THEN 'YYYY-MM-DD"T"HH24:MI:SS' ELSE 'YYYY-MM-DD HH24:MI:SS' END)
        || CASE WHEN digits > 0 THEN '.' || left(lpad((ticks % 10000000)::text, 7, '0'), digits) ELSE '' END $$;
+CREATE FUNCTION tds.from_clock(timestamptz) RETURNS tds.datetime2 LANGUAGE sql IMMUTABLE STRICT AS
+  'SELECT ((extract(epoch FROM $1) + 62135596800) * 10000000)::int8::tds.datetime2(21)';
 CREATE FUNCTION tds.to_datetime2(text) RETURNS tds.datetime2 LANGUAGE sql IMMUTABLE STRICT AS
   'SELECT tds.ticks($1)::tds.datetime2';
 CREATE FUNCTION tds.to_time(text) RETURNS tds.time LANGUAGE sql IMMUTABLE STRICT AS
@@ -156,6 +158,7 @@ CREATE TABLE tds.tracked (
 CREATE TABLE tds.state (cleaned bigint NOT NULL, stamps bigint NOT NULL);
 INSERT INTO tds.state VALUES (0, 0);
 CREATE SEQUENCE tds.stamp START 2001;
+CREATE TABLE tds.dates (oid oid PRIMARY KEY, created timestamptz NOT NULL, modified timestamptz NOT NULL);
 CREATE TABLE tds.users (name text PRIMARY KEY, login text NOT NULL, owner bool NOT NULL DEFAULT false);
 CREATE TABLE tds.grants (grantee text, permission text, object oid, UNIQUE (grantee, permission, object));
 
@@ -289,6 +292,10 @@ CREATE FUNCTION tds.is_member(role text) RETURNS int LANGUAGE sql STABLE AS
     EXISTS (SELECT 1 FROM tds.users WHERE name = tds.me() AND owner))::int ELSE 0 END$$;
 CREATE FUNCTION tds.is_srvrolemember(role text) RETURNS int LANGUAGE sql STABLE AS
   $$SELECT (tds.suser_sname() = 'sa')::int$$;
+CREATE AGGREGATE tds.sum(int) (SFUNC = int4pl, STYPE = int);
+CREATE AGGREGATE tds.sum(bigint) (SFUNC = int8pl, STYPE = bigint);
+CREATE AGGREGATE tds.sum(numeric) (SFUNC = numeric_add, STYPE = numeric);
+CREATE AGGREGATE tds.sum(float8) (SFUNC = float8pl, STYPE = float8);
 CREATE FUNCTION tds.quotename(text) RETURNS text LANGUAGE sql IMMUTABLE STRICT AS
   $$SELECT '[' || replace($1, ']', ']]') || ']'$$;
 CREATE FUNCTION tds.len(text) RETURNS int LANGUAGE sql IMMUTABLE STRICT AS 'SELECT length(rtrim($1))';

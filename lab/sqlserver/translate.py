@@ -20,20 +20,24 @@ from sqlglot.parsers.tsql import TSQLParser
 from lab.sqlserver import tracking
 from lab.sqlserver.catalog import Catalog, Column, Table, quoted
 from lab.sqlserver.errors import SqlError, Unknown
-from lab.sqlserver.values import MAX, SqlType, text_literal
+from lab.sqlserver.values import SqlType, text_literal
 from lab.sqlserver.words import Script, Word, by_commas, joined, words
 
 MARK: Final = re.compile("\x01(.+?)\x01")
 _CHANGETABLE: Final = "__changetable_"
 # T-SQL's function → PostgreSQL's; what is not here is looked for in schema tds, by its own name.
 _SAME: Final = {
-    "count", "sum", "min", "max", "avg", "coalesce", "nullif", "lower", "upper", "abs", "row_number", "rank",
+    "count", "min", "max", "avg", "coalesce", "nullif", "lower", "upper", "abs", "row_number", "rank",
     "dense_rank", "left", "right", "substring", "replace", "reverse", "concat", "ltrim", "rtrim", "trim", "floor",
     "ceiling", "round", "exists", "lag", "lead", "power", "sqrt", "sign", "ascii", "string_agg",
 }  # fmt: skip
 _RENAMED: Final = {"count_big": "count", "isnull": "coalesce", "char": "chr", "nchar": "chr"}
-_TIMES: Final = {"sysutcdatetime": "datetime2(7)", "sysdatetime": "datetime2(7)", "getdate": "datetime",
-                 "getutcdate": "datetime", "newid": "uniqueidentifier"}  # fmt: skip
+_RESULTS: Final = {"sysutcdatetime": "datetime2(7)", "sysdatetime": "datetime2(7)", "getdate": "datetime",
+                   "getutcdate": "datetime", "newid": "uniqueidentifier", "count": "int"}  # fmt: skip
+# Moments of the catalog, whose types PostgreSQL does not keep.
+_CATALOG: Final = {
+    "create_date": SqlType("datetime"), "modify_date": SqlType("datetime"), "commit_time": SqlType("smalldatetime"),
+}  # fmt: skip
 
 
 class _TSql(TSQL):
@@ -65,6 +69,7 @@ class Query:
     needs: set[tuple[str, Table]] = field(default_factory=set)  # (permission, table)
     changes: tuple[int, str] | None = None  # (oid, column ids) of an UPDATE, for the mask
     writes: bool = False
+    what: str = "SELECT"
     context: str | None = None  # of Change Tracking, as an expression
 
     def named(self, name: str) -> Column | None:
@@ -205,7 +210,7 @@ class _Statement:
         for node in list(tree.find_all(exp.Table)):
             self._source(node, tree)
         if isinstance(tree, exp.Insert | exp.Update | exp.Delete | exp.Merge):
-            self._query.writes = True
+            self._query.writes, self._query.what = True, tree.key.upper()
             self._prepare_change(tree)
         self._describe(tree)
         tree = tree.transform(self._node, copy=False)
@@ -269,14 +274,18 @@ class _Statement:
             return SqlType("nvarchar", length=max(1, len(node.name)))
         if isinstance(node, exp.Literal) and node.is_string:
             return SqlType("varchar", length=max(1, len(node.name)))
+        if isinstance(node, exp.Literal) and "." in node.name and node.name.replace(".", "").isdigit():
+            whole, _, fraction = node.name.partition(".")
+            return SqlType("numeric", precision=len(whole) + len(fraction), scale=len(fraction))
         if isinstance(node, exp.HexString):
             return SqlType("varbinary", length=max(1, len(node.name) // 2))
         if isinstance(node, exp.Parameter):
             return self._to.variable(node.name)
         if isinstance(node, exp.Column):
-            return tracking.COLUMNS.get(node.name.lower()) or _kind(self._column(node))
-        if isinstance(node, exp.Anonymous) and node.name.lower() in _TIMES:
-            return SqlType.parse(_TIMES[node.name.lower()])
+            name = node.name.lower()
+            return tracking.COLUMNS.get(name) or _kind(self._column(node)) or _CATALOG.get(name)
+        if isinstance(node, exp.Anonymous) and node.name.lower() in _RESULTS:
+            return SqlType.parse(_RESULTS[node.name.lower()])
         return None
 
     def _column(self, node: exp.Column) -> Column | None:
@@ -429,7 +438,7 @@ class _Statement:
         source = self._type(value)
         text = self._sql(value)
         if kind.textual and source is not None and source.name in {"datetime", "datetime2", "smalldatetime"}:
-            digits = {"datetime": 3, "smalldatetime": 0}.get(source.name, source.scale)
+            digits = 0 if style in {20, 120} else source.scale if source.name == "datetime2" else 3
             return f"tds.moment_text(({text})::tds.datetime2::int8, {digits}, {style})"
         if kind.textual and source is not None and source.name == "time":
             return f"substr(tds.moment_text(({text})::tds.time::int8, {source.scale}, 121), 12)"
@@ -450,8 +459,9 @@ class _Statement:
             return f"(({text})::int4 <> 0)::int4::int2"
         if kind.name == "timestamp":
             return f"({text})"
-        target = kind.postgres if kind.length != MAX or not kind.textual else "text"
-        return f"({text})::{target}"
+        if kind.textual and (source is None or not source.textual):
+            text = f"({text})::text"  # which is where the ways from our own types lead
+        return f"({text})::{kind.postgres}"
 
     def _function(self, node: exp.Anonymous) -> exp.Expr:
         name = node.name.lower()

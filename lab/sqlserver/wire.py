@@ -24,6 +24,7 @@ PACKET: Final = 4096
 SERVER: Final = "UPWELL-STANDIN"
 ENCRYPT_OFF, ENCRYPT_ON, ENCRYPT_NOT, ENCRYPT_REQUIRED = range(4)
 
+_COMMANDS: Final = {"SELECT": 0xC1, "INSERT": 0xC3, "DELETE": 0xC4, "UPDATE": 0xC5, "MERGE": 0x117}
 DONE, DONE_PROCEDURE, DONE_IN_PROCEDURE = 0xFD, 0xFE, 0xFF
 MORE, FAILED, COUNT, ATTENTION_SEEN = 0x01, 0x02, 0x10, 0x20
 
@@ -239,11 +240,12 @@ class Answer:
                 self._flush()
         return count
 
-    def done(self, count: int | None, *, failed: bool = False) -> None:
+    def done(self, count: int | None, *, what: str = "SELECT", failed: bool = False) -> None:
+        """The end of a statement, with the rows that it returned or changed; `what`: its first word."""
         self._more()
         kind = DONE_IN_PROCEDURE if self._procedure else DONE
         status = (FAILED if failed else 0) | (0 if count is None else COUNT)
-        self._pending = struct.pack("<BHHQ", kind, status, 0xC1, count or 0)
+        self._pending = struct.pack("<BHHQ", kind, status, _COMMANDS.get(what, 0xC1), count or 0)
 
     def error(self, error: SqlError) -> None:
         self._message(0xAA, error.number, error.state, error.severity, error.message)
