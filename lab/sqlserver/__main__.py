@@ -15,7 +15,8 @@ def main() -> None:
     authority.cert_pem.write_to_path(str(arguments.folder / "ca.pem"))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.maximum_version = ssl.TLSVersion.TLSv1_2  # a ticket of 1.3 would come in the middle of a packet
-    authority.issue_cert("localhost", "127.0.0.1").configure_cert(context)
+    # python-tds looks at the common name alone, where pyOpenSSL has no extensions any more.
+    authority.issue_cert("localhost", "127.0.0.1", common_name="127.0.0.1").configure_cert(context)
     server = Server(arguments.postgres, arguments.password, f"sqlserver{arguments.port}")
     with listening(arguments.port) as listener:
         server.serve(listener, context)

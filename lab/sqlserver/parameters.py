@@ -28,6 +28,6 @@ def bound(kinds: Sequence[tuple[str, SqlType]], values: Sequence[tuple[str, SqlT
         value = given.get(name) or (unnamed[number] if number < len(unnamed) else None)
         if value is None:
             raise SqlError(8178, f"The parameterized query expects the parameter '@{name}', which was not supplied.")
-        cast = kind.postgres if kind.name not in {"char", "nchar"} else "text"
+        cast = "text" if kind.textual else kind.postgres
         variables[name] = kind, f"({value})::{cast}"
     return variables

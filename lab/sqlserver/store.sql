@@ -134,6 +134,10 @@ CREATE CAST (text AS tds.datetime2) WITH FUNCTION tds.to_datetime2(text) AS IMPL
 CREATE CAST (text AS tds.time) WITH FUNCTION tds.to_time(text) AS IMPLICIT;
 CREATE CAST (text AS tds.uniqueidentifier) WITH FUNCTION tds.to_guid(text) AS IMPLICIT;
 CREATE CAST (text AS tds.datetimeoffset) WITH FUNCTION tds.to_datetimeoffset(text) AS IMPLICIT;
+CREATE CAST (varchar AS tds.datetime2) WITH FUNCTION tds.to_datetime2(text) AS IMPLICIT;
+CREATE CAST (varchar AS tds.time) WITH FUNCTION tds.to_time(text) AS IMPLICIT;
+CREATE CAST (varchar AS tds.uniqueidentifier) WITH FUNCTION tds.to_guid(text) AS IMPLICIT;
+CREATE CAST (varchar AS tds.datetimeoffset) WITH FUNCTION tds.to_datetimeoffset(text) AS IMPLICIT;
 -- A string goes where a number or a date is wanted, as in T-SQL.
 CREATE CAST (text AS int2) WITH INOUT AS ASSIGNMENT;
 CREATE CAST (text AS int4) WITH INOUT AS ASSIGNMENT;

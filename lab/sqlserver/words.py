@@ -162,7 +162,7 @@ class Script:
         if here in {"INSERT", "UPDATE", "DELETE"}:
             return first not in {"MERGE", "WITH"} and before not in {"ON", "FOR"}
         if here == "SET":
-            return first not in {"UPDATE", "MERGE"} or (first == "UPDATE" and "SET" in seen)
+            return not seen & {"UPDATE", "MERGE"} or ("MERGE" not in seen and "SET" in seen)
         if here == "WITH":
             return False
         return here in _ALWAYS or here in {"BEGIN", "ELSE", "END", "EXEC", "EXECUTE", "MERGE", "CREATE", "GRANT"}
