@@ -6,16 +6,24 @@ iterated, never fetched in large portions: mssql-python's fetchmany slows down w
 
 from __future__ import annotations
 
+import os
 import ssl
+import tempfile
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from upwell.errors import ConfigError, OperatorError, UpwellError
 from upwell.sources.sqlserver_errors import meaning, number_of, one_line, unreachable
 from upwell.sources.sqlserver_types import Parameter
+
+if TYPE_CHECKING:
+    from cryptography import x509
 
 Driver = Literal["mssql-python", "python-tds"]
 
@@ -155,7 +163,6 @@ class MssqlPython:
             "Database": address.database,
             "Encrypt": "yes" if address.encrypt else "no",
             "TrustServerCertificate": "yes" if address.trust else "no",
-            "ServerCertificate": address.ca,
             "HostnameInCertificate": address.host_in_certificate,
             "MultiSubnetFailover": "yes" if address.multi_subnet else "",
         }
@@ -164,7 +171,8 @@ class MssqlPython:
         else:
             words |= {"Authentication": address.authentication, "UID": address.user, "PWD": address.password}
         text = ";".join(f"{word}={_braced(value)}" for word, value in words.items() if value)
-        connection = self._module.connect(text, autocommit=True, timeout=LOGIN_TIMEOUT_S)
+        with trusting(address.ca if address.encrypt else ""):
+            connection = self._module.connect(text, autocommit=True, timeout=LOGIN_TIMEOUT_S)
         connection.timeout = address.read_timeout_s
         return connection
 
@@ -198,9 +206,11 @@ class PythonTds:
 
     def __init__(self) -> None:
         import pytds
+        import pytds.tls
+        from OpenSSL.SSL import Error as TlsError
 
         self._module = pytds
-        self.errors: tuple[type[BaseException], ...] = (pytds.Error, OSError, EOFError)
+        self.errors: tuple[type[BaseException], ...] = (pytds.Error, TlsError, OSError, EOFError)
 
     def connect(self, address: Address, host: str, port: int | None) -> Any:
         """See DriverPort."""
@@ -210,6 +220,10 @@ class PythonTds:
                 code="UW-MS-001",
                 remedy="Set source.driver: mssql-python",
             )
+        # Its own check of the name uses what newer pyOpenSSL has not, and takes SQL01 for QL01 (1.17.1).
+        self._module.tls.validate_host = lambda cert, name: names_host(
+            cert.to_cryptography(), address.host_in_certificate or name.decode()
+        )
         return self._module.connect(
             dsn=f"{host}\\{address.instance}" if address.instance and port is None else host,
             port=None if address.instance and port is None else port or DEFAULT_PORT,
@@ -240,7 +254,9 @@ class PythonTds:
         """See DriverPort."""
         cursor = connection.cursor()
         if parameters:
-            cursor.execute(sql.replace("%", "%%").replace(PARAMETER, "%s"), tuple(parameters))
+            binary = self._module.Binary  # what is bytes alone would go as text
+            values = tuple(binary(value) if isinstance(value, bytes) else value for value in parameters)
+            cursor.execute(sql.replace("%", "%%").replace(PARAMETER, "%s"), values)
         else:
             cursor.execute(sql)
         return cursor
@@ -253,6 +269,54 @@ class PythonTds:
     def number(self, error: BaseException) -> tuple[int, str]:
         """See DriverPort."""
         return getattr(error, "number", 0) or 0, getattr(error, "text", "") or str(error)
+
+
+_TRUST_LOCK: Final = threading.Lock()
+
+
+@contextmanager
+def trusting(ca: str) -> Iterator[None]:
+    """Have OpenSSL trust an authority beside those of the machine, for as long as a connection is made.
+
+    The ODBC drivers take no file of authorities; but where a context is made meanwhile for another purpose, it has to
+    find all that it would have found. Windows has a store of its own instead.
+    """
+    if not ca:
+        yield
+        return
+    with _TRUST_LOCK, tempfile.NamedTemporaryFile(suffix=".pem") as bundle:
+        # Looked at under the lock: else they may be those of another thread, and gone when they are read.
+        before, usual = os.environ.get("SSL_CERT_FILE"), ssl.get_default_verify_paths().cafile
+        try:
+            for file in filter(None, (usual, ca)):
+                bundle.write(Path(file).read_bytes() + b"\n")
+            bundle.flush()
+        except OSError as error:
+            raise ConfigError(
+                f"The file of certificates {ca} can't be read.", code="UW-MS-001", remedy="Correct ca in source.url."
+            ) from error
+        os.environ["SSL_CERT_FILE"] = bundle.name
+        try:
+            yield
+        finally:
+            del os.environ["SSL_CERT_FILE"]
+            if before is not None:
+                os.environ["SSL_CERT_FILE"] = before
+
+
+def names_host(certificate: x509.Certificate, host: str) -> bool:
+    """Whether a certificate is for this host: by its alternative names, as RFC 6125 has it; addresses too."""
+    from cryptography import x509
+
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return False
+    with suppress(ValueError):
+        return ip_address(host) in names.get_values_for_type(x509.IPAddress)
+    _, _, domain = host.lower().partition(".")
+    known = {name.lower() for name in names.get_values_for_type(x509.DNSName)}
+    return host.lower() in known or (bool(domain) and f"*.{domain}" in known)
 
 
 def _braced(value: str) -> str:
@@ -353,6 +417,11 @@ class Session:
         except self._driver.errors as error:
             number, text = self._driver.number(error)
             raise meaning(number, text, str(self.address)) from error
+
+
+def connect(url: str, driver: Driver) -> Session:
+    """A session with the database that `url` names. Raises UpwellError."""
+    return Session.connect(load_driver(driver), Address.parse(url))
 
 
 def quoted(*names: str) -> str:
