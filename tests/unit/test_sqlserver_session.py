@@ -2,6 +2,8 @@
 
 import os
 import ssl
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,21 @@ def test_an_authority_is_trusted_for_as_long_as_a_connection_is_made(tmp_path: P
     with trusting(str(file)):
         now = {c["serialNumber"] for c in ssl.create_default_context().get_ca_certs()}
     assert now > usual, "and all others still are"
+    assert os.environ.get("SSL_CERT_FILE") == before
+
+
+def test_connections_made_at_once_do_not_trust_what_belongs_to_another(tmp_path: Path) -> None:
+    file = tmp_path / "ca.pem"
+    trustme.CA().cert_pem.write_to_path(str(file))
+
+    def connect_often(_: int) -> None:
+        for _ in range(20):
+            with trusting(str(file)):
+                time.sleep(0.001)  # a connection takes its time, in which others begin
+
+    before = os.environ.get("SSL_CERT_FILE")
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(connect_often, range(8)))  # raises what they raise
     assert os.environ.get("SSL_CERT_FILE") == before
 
 
