@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
 
 import pytest
 
@@ -69,3 +71,34 @@ def test_the_next_one_is_told_again(troubles: Troubles, clock: Clock, caplog: py
         troubles.met("one", AWAY)
         troubles.over("one")
     assert len(caplog.messages) == 4
+
+
+def test_an_error_that_was_met_keeps_nothing_alive(troubles: Troubles) -> None:
+    """Not even where it is in a circle with the frame that raised it, or is its own cause."""
+
+    class Request:
+        """Megabytes."""
+
+    def send(body: Request) -> None:
+        raise OSError("broken pipe")
+
+    def call(body: Request) -> None:
+        answers: list[TransientError] = []
+        try:
+            send(body)
+        except OSError as error:
+            answers.append(TransientError("The connection was lost."))
+            answers[0].__context__ = error
+        raise answers[0] from answers[0]
+
+    request = Request()
+    gone = weakref.ref(request)
+    gc.disable()
+    try:
+        with pytest.raises(TransientError) as caught:
+            call(request)
+        del request
+        troubles.met("one", caught.value)
+        assert gone() is None
+    finally:
+        gc.enable()

@@ -19,7 +19,7 @@ log = logging.getLogger("upwell")
 END_WITHIN_S: Final = 9.5
 # Of mallopt(3). By default each thread fills arenas of its own, and what was once large enough to be mapped by itself
 # no longer is after it was freed; both hold on to the most that was ever in use (measured: twice the memory).
-_MALLOC: Final = {"M_ARENA_MAX": (-8, 1), "M_MMAP_THRESHOLD": (-3, 1024 * 1024), "M_TRIM_THRESHOLD": (-1, 4096 * 1024)}
+_MALLOC: Final = {"M_ARENA_MAX": (-8, 1), "M_MMAP_THRESHOLD": (-3, 256 * 1024), "M_TRIM_THRESHOLD": (-1, 4096 * 1024)}
 
 
 def dump_nothing() -> None:

@@ -18,7 +18,7 @@ from zlib import crc32
 from upwell.errors import TransientError, UpwellError
 from upwell.failpoints import failpoint
 from upwell.model import ChangeEvent, LaneItem, Rejection
-from upwell.pipeline.troubles import Troubles
+from upwell.pipeline.troubles import Troubles, forget_frames
 from upwell.ports import Clock, Parcel, Sink
 
 log = logging.getLogger("upwell.publisher")
@@ -374,6 +374,8 @@ class DeliveryThreads:
     def _note(self, answers: Sequence[TransientError | None]) -> None:
         """As long as anything gets through, what does not is a lane's own affair."""
         failed = [error for error in answers if error is not None]
+        for error in failed:
+            forget_frames(error)
         if len(failed) < len(answers):
             self._troubles.over(_CALLS)
         elif failed:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from upwell.errors import LeaseLost, TransientError
 from upwell.pipeline.delivery import DeliveryThreads
 from upwell.pipeline.publisher import Publisher
+from upwell.pipeline.troubles import forget_frames
 from upwell.ports import Clock, Sink
 
 log = logging.getLogger("upwell.publisher")
@@ -88,6 +89,7 @@ def _step(publisher: Publisher, clock: Clock, rng: random.Random, health: Source
         if health.failures == 0:
             log.warning("%s Trying again until it works.", error)
         health.last_error = str(error)
+        forget_frames(error)
         clock.sleep(rng.random() * min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2.0 ** min(health.failures, 30)))
         health.failures += 1
 
