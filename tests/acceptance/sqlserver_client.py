@@ -34,6 +34,7 @@ class SqlServerConnection:
             user=unquote(parts.username or ""),
             password=unquote(parts.password or ""),
             cafile=options.get("ca"),
+            validate_host=False,  # python-tds 1.17 can't with the pyOpenSSL of today
             timeout=_ANSWER_S,
             autocommit=True,
         )
@@ -43,7 +44,7 @@ class SqlServerConnection:
         cursor = self._connection.cursor()
         statement = _TRANSACTIONS.get(sql, sql)
         if statement:
-            cursor.execute(statement, tuple(values))
+            cursor.execute(statement, tuple(pytds.Binary(v) if isinstance(v, bytes) else v for v in values))
         return cursor
 
     def close(self) -> None:
