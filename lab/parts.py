@@ -275,7 +275,8 @@ class StandinSqlServer(Part):
     @property
     def url(self) -> str:
         """Of master, as sa; `ca` is the file with the certificate that signs the server's."""
-        return f"mssql://sa:{self._password}@{LOOPBACK}:{self.port}/master?ca={self.folder / 'ca.pem'}"
+        # By its name: the driver from Microsoft looks for no addresses in a certificate.
+        return f"mssql://sa:{self._password}@localhost:{self.port}/master?ca={self.folder / 'ca.pem'}"
 
     def launch(self) -> None:
         if not self.postgres.running:
