@@ -191,7 +191,7 @@ class Admin:
         inside = name.lower() == self._session.database.lower()
         if inside:
             raise SqlError(3013, "the stand-in backs up a database from outside of it: USE master first")
-        self._server.create(copy, like=name, **(self._server.settings(name) or {}))
+        self._server.create(copy, like=name, **(self._server.settings(name) or {}) | {"backup": "yes"})
 
     def restore(self, script: Script) -> None:
         """The database as it was, with a new recovery fork; what it had tracked since is forgotten."""
@@ -205,7 +205,7 @@ class Admin:
         if self._server.settings(name) is not None:
             self._server.drop(name)
         fork = self._server.root("SELECT gen_random_uuid()")[0][0]
-        self._server.create(name, like=copy, **settings | {"name": name, "fork": fork})
+        self._server.create(name, like=copy, **settings | {"name": name, "fork": fork, "backup": "no"})
 
 
 def _copy(disk: str) -> str:

@@ -58,7 +58,8 @@ CREATE VIEW sys.columns AS
          NOT attnotnull AS is_nullable, false AS is_rowguidcol, attidentity <> '' AS is_identity,
          attgenerated <> '' AS is_computed, (about ->> 'sparse') IS NOT NULL AS is_sparse, false AS is_column_set,
          false AS is_hidden, 0::int2 AS generated_always_type, false AS is_masked, NULL::int AS encryption_type,
-         0 AS default_object_id
+         coalesce((SELECT d.oid::int FROM pg_attrdef d WHERE adrelid = attrelid AND adnum = attnum AND attgenerated = ''
+                   AND about ->> 'type' <> 'timestamp'), 0) AS default_object_id
   FROM pg_attribute, tds.about(attrelid, attnum) AS about
   WHERE attnum > 0 AND NOT attisdropped AND attrelid IN (SELECT object_id::oid FROM sys.tables);
 CREATE VIEW sys.all_columns AS SELECT * FROM sys.columns;
@@ -111,13 +112,13 @@ CREATE VIEW sys.databases AS
          'FULL'::varchar(60) AS recovery_model_desc, tds.to_guid(about ->> 'broker') AS service_broker_guid,
          NULL::tds.uniqueidentifier AS replica_id, NULL::tds.uniqueidentifier AS group_database_id, false AS is_cdc_enabled
   FROM pg_database, LATERAL (SELECT shobj_description(oid, 'pg_database')::jsonb) AS d(about)
-  WHERE about IS NOT NULL AND starts_with(datname, split_part(current_database(), ':', 1) || ':');
+  WHERE about ->> 'backup' = 'no' AND starts_with(datname, split_part(current_database(), ':', 1) || ':');
 CREATE VIEW sys.database_recovery_status AS
   SELECT oid::int AS database_id, tds.to_guid(about ->> 'broker') AS database_guid, tds.to_guid(about ->> 'broker') AS family_guid,
          NULL::numeric(25, 0) AS last_log_backup_lsn, tds.to_guid(about ->> 'fork') AS recovery_fork_guid,
          tds.to_guid(about ->> 'first_fork') AS first_recovery_fork_guid, 1::numeric(25, 0) AS fork_point_lsn
   FROM pg_database, LATERAL (SELECT shobj_description(oid, 'pg_database')::jsonb) AS d(about)
-  WHERE about IS NOT NULL AND starts_with(datname, split_part(current_database(), ':', 1) || ':');
+  WHERE about ->> 'backup' = 'no' AND starts_with(datname, split_part(current_database(), ':', 1) || ':');
 
 CREATE VIEW sys.change_tracking_databases AS
   SELECT oid::int AS database_id, (about ->> 'cleanup') = 'ON' AS is_auto_cleanup_on,
@@ -127,7 +128,7 @@ CREATE VIEW sys.change_tracking_databases AS
          split_part(about ->> 'retention', ' ', 2)::varchar(60) AS retention_period_units_desc,
          1::bigint AS max_cleanup_version
   FROM pg_database, LATERAL (SELECT shobj_description(oid, 'pg_database')::jsonb) AS d(about)
-  WHERE (about ->> 'tracking') = 'ON' AND starts_with(datname, split_part(current_database(), ':', 1) || ':');
+  WHERE about ->> 'backup' = 'no' AND about ->> 'tracking' = 'ON' AND starts_with(datname, split_part(current_database(), ':', 1) || ':');
 CREATE VIEW sys.change_tracking_tables AS
   SELECT oid::int AS object_id, masks AS is_track_columns_updated_on, greatest(begun, cleaned) AS min_valid_version,
          begun AS begin_version, cleaned AS cleanup_version

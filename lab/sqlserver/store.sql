@@ -85,11 +85,13 @@ CREATE TYPE tds.datetimeoffset AS (utc tds.datetime2, minutes int2);
 CREATE FUNCTION tds.ticks(text) RETURNS int8 LANGUAGE sql IMMUTABLE STRICT AS $$
   SELECT ((extract(epoch FROM regexp_replace($1, '\.\d+', '')::timestamp) + 62135596800) * 10000000)::int8
        + coalesce(rpad(left(substring($1 FROM '\.(\d+)'), 7), 7, '0')::int8, 0) $$;
-CREATE FUNCTION tds.moment_text(ticks int8, digits int, style int) RETURNS text LANGUAGE sql IMMUTABLE STRICT AS $$
+CREATE FUNCTION tds.moment_text(exact int8, digits int, style int) RETURNS text LANGUAGE sql IMMUTABLE STRICT AS $$
   SELECT to_char('0001-01-01'::timestamp + make_interval(days => (ticks / 864000000000)::int)
                  + make_interval(secs => ticks % 864000000000 / 10000000),
                  CASE WHEN style IN (126, 127) THEN 'YYYY-MM-DD"T"HH24:MI:SS' ELSE 'YYYY-MM-DD HH24:MI:SS' END)
-       || CASE WHEN digits > 0 THEN '.' || left(lpad((ticks % 10000000)::text, 7, '0'), digits) ELSE '' END $$;
+       || CASE WHEN digits > 0 THEN '.' || left(lpad((ticks % 10000000)::text, 7, '0'), digits) ELSE '' END
+  -- 3 digits of a datetime, whose unit is a three-hundredth of a second
+  FROM (SELECT CASE digits WHEN 3 THEN tds.rounded(exact, 8) ELSE exact END) AS r(ticks) $$;
 CREATE FUNCTION tds.from_clock(timestamptz) RETURNS tds.datetime2 LANGUAGE sql IMMUTABLE STRICT AS
   'SELECT ((extract(epoch FROM $1) + 62135596800) * 10000000)::int8::tds.datetime2(21)';
 CREATE FUNCTION tds.to_datetime2(text) RETURNS tds.datetime2 LANGUAGE sql IMMUTABLE STRICT AS
@@ -306,6 +308,8 @@ CREATE FUNCTION tds.len(text) RETURNS int LANGUAGE sql IMMUTABLE STRICT AS 'SELE
 CREATE FUNCTION tds.datalength(text) RETURNS int LANGUAGE sql IMMUTABLE STRICT AS 'SELECT 2 * length($1)';
 CREATE FUNCTION tds.datalength(bytea) RETURNS int LANGUAGE sql IMMUTABLE STRICT AS 'SELECT length($1)';
 CREATE FUNCTION tds.replicate(text, int) RETURNS text LANGUAGE sql IMMUTABLE STRICT AS 'SELECT repeat($1, $2)';
+CREATE FUNCTION tds.generate_series(first int, last int) RETURNS TABLE (value int) LANGUAGE sql IMMUTABLE STRICT AS
+  'SELECT pg_catalog.generate_series($1, $2)';
 CREATE FUNCTION tds.charindex(text, text) RETURNS int LANGUAGE sql IMMUTABLE STRICT AS
   'SELECT strpos(lower($2), lower($1))';
 CREATE FUNCTION tds.sql_variant_property(value text, property text) RETURNS text LANGUAGE sql IMMUTABLE STRICT AS $$

@@ -129,6 +129,9 @@ class Translator:
                 sources[name] = self._changetable(Script(joined(inside, text)), query, forceseek)
                 out.append(text[copied : word.start] + f"[{name}]")
                 copied = script.words[script.at - 1].end
+            elif word.text.lower() == "0x":  # no bytes at all: sqlglot takes it for a name
+                out.append(text[copied : word.start] + "CAST('' AS varbinary(1))")
+                copied = word.end
             elif word.text == "::":  # a static method: geometry::Parse(…)
                 out.append(text[copied : word.start] + "__")
                 copied = word.end
@@ -205,8 +208,7 @@ class _Statement:
         self._scope: dict[str, Table] = {}
 
     def done(self, tree: exp.Expr) -> Query:
-        if tree.args.get("into"):
-            raise Unknown("SELECT … INTO")
+        self._refuse(tree)
         for node in list(tree.find_all(exp.Table)):
             self._source(node, tree)
         if isinstance(tree, exp.Insert | exp.Update | exp.Delete | exp.Merge):
@@ -216,6 +218,17 @@ class _Statement:
         tree = tree.transform(self._node, copy=False)
         self._query.sql = tree.sql(dialect=_Text, normalize_functions=False, comments=False)
         return self._query
+
+    @staticmethod
+    def _refuse(tree: exp.Expr) -> None:
+        """What would be left out silently."""
+        for select in tree.find_all(exp.Select):
+            if select.args.get("into") or select.args.get("for_"):
+                raise Unknown("SELECT … INTO, FOR JSON, FOR XML")
+            select.set("options", None)  # they are hints
+        for limit in tree.find_all(exp.LimitOptions):
+            if limit.args.get("percent") or limit.args.get("with_ties"):
+                raise Unknown("TOP … PERCENT, WITH TIES")
 
     # What it reads and returns ----------------------------------------------------------------------------------------
 
@@ -459,7 +472,9 @@ class _Statement:
             return f"(({text})::int4 <> 0)::int4::int2"
         if kind.name == "timestamp":
             return f"({text})"
-        if kind.textual and (source is None or not source.textual):
+        if kind.textual and source is not None and source.name in {"char", "nchar"}:
+            text = f"textin(bpcharout({text}))"  # a cast would take the blanks away
+        elif kind.textual and (source is None or not source.textual):
             text = f"({text})::text"  # which is where the ways from our own types lead
         return f"({text})::{kind.postgres}"
 
