@@ -40,7 +40,7 @@ parts: setup ## fetch what the lab runs: PostgreSQL, Kinesalite, DynamoDB Local
 	@$(call timed,lab parts,$(BIN)/python -m lab fetch)
 
 demo: setup ## watch a change travel from a database to AWS and back, all on this machine (ARGS=...)
-	@$(BIN)/upwell demo $(ARGS)
+	@$(BIN)/python -m lab.demo $(ARGS)
 
 test: setup parts lint types ## everything: style, types and all tests against real local servers (ARGS=...)
 	@$(call timed,all tests,$(BIN)/python -m pytest --numprocesses auto --dist loadfile --durations 15 $(ARGS))

@@ -20,7 +20,13 @@ import pytest
 
 from lab.find import PARTS
 
+ROOT = Path(__file__).parents[2]
 UPWELL = Path(sys.executable).with_name("upwell")
+# source → the command
+DEMOS: dict[str, list[str | Path]] = {
+    "sqlite": [UPWELL, "demo"],
+    "sqlserver": [sys.executable, "-m", "lab.demo", "--source", "sqlserver"],
+}
 # The first run fetches the local AWS, and a busy machine may take long.
 DEMO_S = 240.0
 GONE_S = 20.0
@@ -58,14 +64,16 @@ def await_true(condition: Callable[[], bool], within_s: float, what: str) -> Non
         time.sleep(0.05)
 
 
-def test_unattended_it_survives_a_cut_and_a_kill_and_ends_equal(folder: Path) -> None:
+@pytest.mark.parametrize("source", DEMOS)
+def test_unattended_it_survives_a_cut_and_a_kill_and_ends_equal(folder: Path, source: str) -> None:
     done = subprocess.run(
-        [UPWELL, "demo", "--for", "20s", "--no-browser"],
+        [*DEMOS[source], "--for", "20s", "--no-browser"],
         capture_output=True,
         text=True,
         timeout=DEMO_S,
         check=False,
         env=environ(folder),
+        cwd=ROOT,
         stdin=subprocess.DEVNULL,
     )
     told = f"{done.stdout}\n{done.stderr}"
@@ -132,6 +140,8 @@ def test_keys_cut_the_internet_and_kill_the_publisher(folder: Path) -> None:
     terminal.await_text(r"customers.*\d+ differ")
     terminal.press("k")
     terminal.await_text("KILLED")
+    terminal.await_text("Started publisher-north again")
+    terminal.await_text("publisher.*ended")  # it found no Internet
     terminal.press("i")
     terminal.await_text("Caught up")
     terminal.press("q")
@@ -140,9 +150,12 @@ def test_keys_cut_the_internet_and_kill_the_publisher(folder: Path) -> None:
     assert processes(folder) == []
 
 
-def test_killed_it_leaves_nothing_behind(folder: Path) -> None:
+@pytest.mark.parametrize("source", DEMOS)
+def test_killed_it_leaves_nothing_behind(folder: Path, source: str) -> None:
     with (folder / "log").open("wb") as log:
-        demo = subprocess.Popen([UPWELL, "demo"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environ(folder))
+        demo = subprocess.Popen(
+            DEMOS[source], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environ(folder), cwd=ROOT
+        )
     roles = re.compile("-m upwell (publish|subscribe)")
     await_true(lambda: len([each for each in processes(folder) if roles.search(each)]) == 3, DEMO_S, "no roles")
     demo.kill()

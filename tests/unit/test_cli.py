@@ -174,6 +174,7 @@ BAD: dict[str, tuple[list[str], str | None, int, str]] = {
     "init into a folder that is not there": (["init", "sqlite:///shop.db", "-c", "gone/upwell.yaml"], None, 2,
                                              "UW-CL-002"),
     "demo for ever": (["demo", "--for", "ever"], None, 2, "duration"),
+    "demo of another database": (["demo", "--source", "postgresql://u:p@h/d"], None, 2, "mssql://"),
 }  # fmt: skip
 
 

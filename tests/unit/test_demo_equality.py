@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import base64
-import random
-import sqlite3
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from upwell.app.demo.equality import Tables, compare, read_dynamodb, read_shop
-from upwell.app.demo.shop import TABLES, Person, ThoughtBetter, Work, create_shop
+from upwell.app.demo.databases import TABLES
+from upwell.app.demo.equality import Tables, compare, read_dynamodb
 from upwell.aws_errors import ResourceMissing
 from upwell.clock import iso_time
 from upwell.errors import UpwellError
@@ -132,48 +127,3 @@ def test_items_are_read_with_all_pages_and_without_tombstones() -> None:
     service = Scans("shop-products", [[item], [], [gone, {**item, "sku": {"S": "SKU-3"}}]])
     found = read_dynamodb(service, "shop-")
     assert found == tables(product(), product("SKU-3"))
-
-
-def test_a_shop_is_read_as_it_is(tmp_path: Path) -> None:
-    shop = tmp_path / "shop.db"
-    create_shop(shop, random.Random(1))
-    found = read_shop(shop)
-    with closing(sqlite3.connect(shop)) as connection:
-        for name in TABLES:
-            assert len(found[name]) == connection.execute(f"SELECT count(*) FROM {name}").fetchone()[0] > 0
-    assert {type(row[2]) for row in found["products"].values()} == {Decimal}
-    assert compare(lambda: found, lambda: read_shop(shop)).equal
-
-
-def test_people_count_each_row_that_they_change(tmp_path: Path) -> None:
-    shop = tmp_path / "shop.db"
-    create_shop(shop, random.Random(2))
-    with closing(sqlite3.connect(shop)) as connection:
-        work = Work(connection, random.Random(3))
-        before = connection.total_changes
-        for _ in range(400):
-            try:
-                work.something()
-            except ThoughtBetter:
-                continue
-        # REPLACE removes a row besides, which SQLite counts in neither.
-        assert work.rows_changed == connection.total_changes - before > 400
-
-
-def test_people_work_until_they_are_sent_home(tmp_path: Path) -> None:
-    shop = tmp_path / "shop.db"
-    create_shop(shop, random.Random(4))
-    before = read_shop(shop)
-    go_home = threading.Event()
-    people = [Person(shop, random.Random(number), go_home) for number in range(3)]
-    for person in people:
-        person.start()
-    deadline = time.monotonic() + 30
-    while min(person.rows_changed for person in people) < 5:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    go_home.set()
-    for person in people:
-        person.join()
-    assert [person.error for person in people] == [None] * 3
-    assert not compare(lambda: before, lambda: read_shop(shop)).equal

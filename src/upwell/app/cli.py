@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote, urlsplit
 
 import click
 
@@ -182,13 +183,28 @@ def _duration(_context: click.Context, _option: click.Parameter, value: str | No
         raise click.BadParameter(str(error)) from error
 
 
+def _sql_server(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not value.startswith(("mssql://", "sqlserver://")):
+        raise click.BadParameter("the URL of a SQL Server begins with mssql://")
+    return value
+
+
 @upwell.command()
 @options
 @click.option("--relational", "ways", flag_value="relational", help="Only by Kinesis to a relational database.")
 @click.option("--serverless", "ways", flag_value="serverless", help="Only to DynamoDB.")
 @click.option("--no-browser", is_flag=True, help="For scripts; there is no view in a browser yet.")
 @click.option("--for", "for_s", metavar="60s", callback=_duration, help="End by itself.")
-def demo(file: Path, ways: str | None, no_browser: bool, for_s: float | None) -> int:
+@click.option(
+    "--source",
+    metavar="URL",
+    envvar="UPWELL_DEMO_SOURCE",
+    show_envvar=True,
+    callback=_sql_server,
+    help="A SQL Server for the shop's databases, mssql://sa:PASSWORD@HOST:1433/, where they are made and in the end "
+    "dropped. Default: SQLite.",
+)
+def demo(file: Path, ways: str | None, no_browser: bool, for_s: float | None, source: str | None) -> int:
     """Watch changes travel, all on this machine.
 
     A legacy shop with its own database, an embedded AWS, a publisher and a subscriber; the network can be cut and the
@@ -197,10 +213,12 @@ def demo(file: Path, ways: str | None, no_browser: bool, for_s: float | None) ->
     \b
     Example:  upwell demo --for 60s
     """
+    if source is not None:
+        logs.hide([source, unquote(urlsplit(source).password or "")])
     from upwell.app.demo import demo as run_it
 
     which: Any = ways or "both"
-    return run_it(which, for_s, not no_browser)
+    return run_it(which, for_s, not no_browser, source)
 
 
 @upwell.command()

@@ -5,15 +5,15 @@ from __future__ import annotations
 import base64
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from upwell.app.demo.shop import TABLES
+from upwell.app.demo.databases import TABLES
+from upwell.app.demo.databases import Connection as ShopConnection
 from upwell.aws import JsonService
 from upwell.aws_errors import ResourceMissing
 
@@ -78,11 +78,10 @@ def compare(read_source: Callable[[], Tables], read_target: Callable[[], Tables]
     return Equality(tables, target, at - oldest)
 
 
-def read_shop(path: Path) -> Tables:
+def read_shop(connection: ShopConnection) -> Tables:
     """One consistent cut of the shop's database."""
-    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10, isolation_level=None)) as connection:
-        connection.execute("BEGIN")
-        return {name: _rows(name, connection.execute(_select(name))) for name in TABLES}
+    with connection.transaction(reading=True):
+        return {name: _rows(name, connection.rows(_select(name))) for name in TABLES}
 
 
 def read_aurora(connection: Connection[tuple[Any, ...]]) -> Tables:
@@ -129,13 +128,15 @@ def _from_attribute(attribute: Mapping[str, Any] | None) -> object:
     return base64.b64decode(value) if type_ == "B" else value
 
 
-def _rows(table: str, rows: Iterable[Row]) -> Rows:
+def _rows(table: str, rows: Iterable[Sequence[object]]) -> Rows:
     key = KEY_COLUMNS[table]
     return {row[:key]: row for row in (tuple(map(_plain, values)) for values in rows)}
 
 
 def _plain(value: object) -> object:
-    """Numbers compare by value: each side has them in types of its own."""
+    """Numbers and moments compare by value: each side has them in types of its own."""
+    if isinstance(value, datetime):
+        return value.isoformat(timespec="milliseconds")
     return Decimal(repr(value)) if isinstance(value, (int, float)) else value
 
 

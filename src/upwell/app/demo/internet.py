@@ -26,6 +26,7 @@ class Internet:
         self._carrying = False
         self.sent_bytes = 0  # towards AWS
         self.cut_at: float | None = None  # monotonic; None: it is up
+        self._restored_at = 0.0  # monotonic
         self._server = self._bound(0)
         self._address: int = self._server.server_address[1]
         self._listen()
@@ -39,6 +40,10 @@ class Internet:
     def up(self) -> bool:
         return self.cut_at is None
 
+    def was_cut_since(self, moment: float) -> bool:
+        """Whether it was down at any time after this moment (monotonic), or is now."""
+        return not self.up or self._restored_at > moment
+
     def cut(self) -> None:
         """End all connections and refuse new ones."""
         if self.up:
@@ -51,7 +56,7 @@ class Internet:
         """Take connections again."""
         if not self.up:
             self._listen()
-            self.cut_at = None
+            self.cut_at, self._restored_at = None, time.monotonic()
 
     def close(self) -> None:
         """End all, for good."""

@@ -19,20 +19,22 @@ from upwell.app.demo.view import Lines, Picture, print_result
 TICK_S: Final = 0.2
 ARRIVE_S: Final = 120.0  # once the people went home, all that is on its way has this long
 CUT_S: Final = 8.0
+FIRST_ROWS_S: Final = 60.0  # on a busy machine, programs and the first rows take long
 _SIGNALS: Final = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
-def demo(ways: Which, for_s: float | None, browser: bool) -> int:
+def demo(ways: Which, for_s: float | None, browser: bool, source: str | None) -> int:
     """Run the demo and return the exit code: 0 only if all tables are equal in the end. Raises UpwellError.
 
     `for_s`: seconds until it ends by itself, with a cut of the Internet and a kill of the publishers on the way; None:
-    until a key or a signal ends it. `browser`: there is no view in a browser yet, only the terminal's.
+    until a key or a signal ends it. `browser`: there is no view in a browser yet, only the terminal's. `source`: a SQL
+    Server's URL for the shop's databases; None: they are SQLite's.
     """
     del browser
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr] # a terminal without arrows shows question marks
     console = Console()
     view = Picture(console) if console.is_terminal and not console.is_dumb_terminal else Lines(console)
-    with _signals() as ending, Stage(ways, view.say) as stage:
+    with _signals() as ending, Stage(ways, source, view.say) as stage:
         with pressed_keys() as keys, view:
             ending.orderly = True
             _Play(stage, view, keys, ending, for_s).run()
@@ -73,7 +75,8 @@ class _Play:
         self._view = view
         self._keys = keys
         self._ending = ending
-        self._began = time.monotonic()
+        self._opened = self._began = time.monotonic()
+        self._under_way = False
         self._for_s = for_s
         self._script = [] if for_s is None else _script(stage, for_s)
 
@@ -93,9 +96,17 @@ class _Play:
         if self._stage.failure is not None:
             raise DemoFailed(self._stage.failure)
         self._stage.tick()
+        self._begin_when_under_way()
         left_s = None if self._for_s is None else self._began + self._for_s - time.monotonic()
         self._view.show(self._stage, left_s)
         time.sleep(TICK_S)
+
+    def _begin_when_under_way(self) -> None:
+        """The time that the demo is to take counts from the first rows that arrive."""
+        if not self._under_way:
+            now = time.monotonic()
+            self._under_way = self._stage.under_way or now > self._opened + FIRST_ROWS_S
+            self._began = now
 
     def _over(self) -> bool:
         return self._ending.asked or (self._for_s is not None and time.monotonic() > self._began + self._for_s)

@@ -21,7 +21,9 @@ from upwell.errors import UpwellError
 
 STOP_S: Final = 12.0  # the product's roles take up to 10 s to finish what is under way
 LAST_WORDS_LINES: Final = 5
-_PASSED_ON: Final = ("PATH", "LANG", "SYSTEMROOT", "TMPDIR", "TEMP", "TMP", "USERPROFILE")
+_PASSED_ON: Final = (
+    "PATH", "LANG", "SYSTEMROOT", "TMPDIR", "TEMP", "TMP", "USERPROFILE", "MSSQL_PYTHON_NATIVE_PROVIDER",
+)  # fmt: skip
 
 
 class DemoFailed(UpwellError):

@@ -1,39 +1,21 @@
-"""The demo's legacy shop: an SQLite database as such shops have them, and people who work with it all day."""
+"""The demo's legacy shop: a database as such shops have them, and people who work with it all day."""
 
 from __future__ import annotations
 
 import random
-import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Final
+
+from upwell.app.demo.databases import Clash, Connection, Database
 
 CUSTOMERS: Final = 400
 PRODUCTS: Final = 250
 ORDERS: Final = 600
 ORDERS_MAX: Final = 900  # beyond this, somebody tidies up
 PAUSE_S: Final = 0.12  # between two transactions of a person, on average
-BUSY_TIMEOUT_S: Final = 10.0
-
-# table → the statement that makes it. Types as they grew: money is decimal, weight is real, moments are text.
-TABLES: Final = {
-    "customers": """CREATE TABLE customers (
-        id INTEGER PRIMARY KEY, email VARCHAR(120) NOT NULL UNIQUE, name VARCHAR(80) NOT NULL, street TEXT, city TEXT,
-        credit DECIMAL(10,2) NOT NULL DEFAULT 0, notes TEXT, changed_at TEXT NOT NULL)""",
-    "products": """CREATE TABLE products (
-        sku VARCHAR(20) PRIMARY KEY NOT NULL, name TEXT NOT NULL, price DECIMAL(10,2) NOT NULL, weight_kg REAL,
-        stock INTEGER NOT NULL, picture BLOB, changed_at TEXT NOT NULL)""",
-    "orders": """CREATE TABLE orders (
-        id INTEGER PRIMARY KEY, customer_id INTEGER NOT NULL REFERENCES customers (id), status VARCHAR(12) NOT NULL,
-        total DECIMAL(10,2) NOT NULL, changed_at TEXT NOT NULL)""",
-    "order_lines": """CREATE TABLE order_lines (
-        order_id INTEGER NOT NULL REFERENCES orders (id), line_no INTEGER NOT NULL, sku VARCHAR(20) NOT NULL,
-        quantity INTEGER NOT NULL, price DECIMAL(10,2) NOT NULL, changed_at TEXT NOT NULL,
-        PRIMARY KEY (order_id, line_no))""",
-}
 
 _FIRST = ("Ada", "Zoë", "Jürgen", "Siobhán", "Łukasz", "Nadia", "Bjørn", "Inês", "Milan", "Ayşe", "Kenji", "Rosa")
 _LAST = ("O'Brien", "Müller", "Nowak", "Sørensen", "Costa", "Öztürk", "Tanaka", "de Vries", "Novák", "Smith", "García")
@@ -53,27 +35,31 @@ _NOTES = (
 _NEXT_STATUS = {"new": "paid", "paid": "packed", "packed": "shipped", "shipped": "delivered"}
 
 
-def create_shop(path: Path, rng: random.Random) -> None:
-    """A new database with some years of business in it."""
-    with closing(_connect(path)) as connection:
-        connection.execute("PRAGMA journal_mode = WAL")
-        with _transaction(connection):
-            for statement in TABLES.values():
-                connection.execute(statement)
-            _insert(connection, "customers", [_customer(rng, number) for number in range(1, CUSTOMERS + 1)])
-            _insert(connection, "products", [_product(rng, number) for number in range(1, PRODUCTS + 1)])
-        work = Work(connection, rng)
-        with _transaction(connection):
-            for _ in range(ORDERS):
-                work.new_order()
+def fill_shop(database: Database, rng: random.Random) -> None:
+    """Some years of business in an empty database."""
+    customers = [_customer(rng, number) for number in range(1, CUSTOMERS + 1)]
+    products = [_product(rng, number) for number in range(1, PRODUCTS + 1)]
+    orders, all_lines = [], []
+    for order in range(1, ORDERS + 1):
+        lines = [
+            (order, line_no, sku, rng.randint(1, 9), price, _now())
+            for line_no, (sku, _, price, *_) in enumerate(rng.choices(products, k=rng.randint(1, 4)), start=1)
+        ]
+        orders.append((order, rng.randint(1, CUSTOMERS), "new", _total(lines), _now()))
+        all_lines += lines
+    with closing(database.connect()) as connection, connection.transaction():
+        connection.insert("customers", customers)
+        connection.insert("products", products)
+        connection.insert("orders", orders)
+        connection.insert("order_lines", all_lines)
 
 
 class Person(threading.Thread):
     """Somebody who works with the shop's database until told to stop."""
 
-    def __init__(self, path: Path, rng: random.Random, stop: threading.Event) -> None:
-        super().__init__(name=f"person at {path.stem}", daemon=True)
-        self._path = path
+    def __init__(self, database: Database, rng: random.Random, stop: threading.Event) -> None:
+        super().__init__(name=f"person at {database.branch}", daemon=True)
+        self._database = database
         self._rng = rng
         self._stop_working = stop
         self.rows_changed = 0  # committed so far
@@ -81,19 +67,19 @@ class Person(threading.Thread):
 
     def run(self) -> None:
         try:
-            with closing(_connect(self._path)) as connection:
+            with closing(self._database.connect()) as connection:
                 self._work(connection)
         except BaseException as error:
             self.error = error
             raise
 
-    def _work(self, connection: sqlite3.Connection) -> None:
+    def _work(self, connection: Connection) -> None:
         work = Work(connection, self._rng)
         while not self._stop_working.wait(self._rng.expovariate(1 / PAUSE_S)):
             try:
-                with _transaction(connection):
+                with connection.transaction():
                     work.something()
-            except (sqlite3.IntegrityError, ThoughtBetter):  # two had the same idea, or one had second thoughts
+            except (Clash, ThoughtBetter):
                 work.rows_changed = 0
             self.rows_changed += work.rows_changed
             work.rows_changed = 0
@@ -106,7 +92,7 @@ class ThoughtBetter(Exception):
 class Work:
     """What people in the shop do; each inside a transaction of the caller's."""
 
-    def __init__(self, connection: sqlite3.Connection, rng: random.Random) -> None:
+    def __init__(self, connection: Connection, rng: random.Random) -> None:
         self._connection = connection
         self._rng = rng
         self.rows_changed = 0
@@ -135,28 +121,27 @@ class Work:
 
     def new_order(self) -> None:
         order = self._one("SELECT coalesce(max(id), 0) + 1 FROM orders")
-        customer = self._any("customers", "id")
+        (customer,) = self._any("customers", "id")
         lines = []
         for line_no in range(1, self._rng.randint(1, 4) + 1):
-            sku, price = self._row("SELECT sku, price FROM products ORDER BY random() LIMIT 1")
+            sku, price = self._any("products", "sku, price")
             lines.append((order, line_no, sku, self._rng.randint(1, 9), price, _now()))
             self._change(
                 "UPDATE products SET stock = stock - ?, changed_at = ? WHERE sku = ?", lines[-1][3], _now(), sku
             )
-        total = round(sum(line[3] * line[4] for line in lines), 2)
-        self._change("INSERT INTO orders VALUES (?, ?, 'new', ?, ?)", order, customer, total, _now())
-        self.rows_changed += _insert(self._connection, "order_lines", lines)
+        self._insert("orders", (order, customer, "new", _total(lines), _now()))
+        self._insert("order_lines", *lines)
         if order > ORDERS and self._one("SELECT count(*) FROM orders") > ORDERS_MAX:
             self._remove_order(self._one("SELECT min(id) FROM orders"))
 
     def advance_order(self) -> None:
-        order, status = self._row("SELECT id, status FROM orders ORDER BY random() LIMIT 1")
+        order, status = self._any("orders", "id, status")
         following = _NEXT_STATUS.get(status, "new")
         self._change("UPDATE orders SET status = ?, changed_at = ? WHERE id = ?", following, _now(), order)
 
     def change_price(self) -> None:
         price = round(self._rng.uniform(0.5, 250), 2)
-        sku = self._any("products", "sku")
+        (sku,) = self._any("products", "sku")
         self._change("UPDATE products SET price = ?, changed_at = ? WHERE sku = ?", price, _now(), sku)
 
     def raise_prices(self) -> None:
@@ -168,19 +153,19 @@ class Work:
 
     def customer_moves(self) -> None:
         street, city = _street(self._rng), self._rng.choice(_CITIES)
-        customer = self._any("customers", "id")
+        (customer,) = self._any("customers", "id")
         self._change(
             "UPDATE customers SET street = ?, city = ?, changed_at = ? WHERE id = ?", street, city, _now(), customer
         )
 
     def take_stock(self) -> None:
         """What is counted is often what was there."""
-        sku = self._any("products", "sku")
+        (sku,) = self._any("products", "sku")
         found = self._rng.choice((0, 0, 1, -1, 50))
         self._change("UPDATE products SET stock = stock + ?, changed_at = ? WHERE sku = ?", found, _now(), sku)
 
     def note_something(self) -> None:
-        customer = self._any("customers", "id")
+        (customer,) = self._any("customers", "id")
         notes, credit = self._rng.choice(_NOTES), round(self._rng.uniform(-50, 500), 2)
         self._change(
             "UPDATE customers SET notes = ?, credit = ?, changed_at = ? WHERE id = ?", notes, credit, _now(), customer
@@ -188,78 +173,62 @@ class Work:
 
     def change_lines(self) -> None:
         """A line goes, those below move up: their keys change."""
-        order, line_no = self._row("SELECT order_id, line_no FROM order_lines ORDER BY random() LIMIT 1")
+        order, line_no = self._any("order_lines", "order_id, line_no")
         self._change("DELETE FROM order_lines WHERE order_id = ? AND line_no = ?", order, line_no)
         below = "SELECT line_no FROM order_lines WHERE order_id = ? AND line_no > ? ORDER BY line_no"
-        for (number,) in self._connection.execute(below, (order, line_no)).fetchall():
+        for (number,) in self._connection.rows(below, order, line_no):
             self._change(
                 "UPDATE order_lines SET line_no = ?, changed_at = ? WHERE order_id = ? AND line_no = ?",
                 number - 1, _now(), order, number,
             )  # fmt: skip
 
     def cancel_order(self) -> None:
-        self._remove_order(self._any("orders", "id"))
+        self._remove_order(*self._any("orders", "id"))
 
     def new_customer(self) -> None:
         number = self._one("SELECT max(id) + 1 FROM customers")
-        self.rows_changed += _insert(self._connection, "customers", [_customer(self._rng, number)])
+        self._insert("customers", _customer(self._rng, number))
 
     def forget_customer(self) -> None:
         """A customer goes with all orders; some come back at once, under the same number."""
-        customer = self._any("customers", "id")
-        for (order,) in self._connection.execute("SELECT id FROM orders WHERE customer_id = ?", (customer,)).fetchall():
+        (customer,) = self._any("customers", "id")
+        for (order,) in self._connection.rows("SELECT id FROM orders WHERE customer_id = ?", customer):
             self._remove_order(order)
         self._change("DELETE FROM customers WHERE id = ?", customer)
         if self._rng.random() < 0.5:
-            self.rows_changed += _insert(self._connection, "customers", [_customer(self._rng, customer)])
+            self._insert("customers", _customer(self._rng, customer))
 
     def swap_emails(self) -> None:
         """Two customers exchange a value that must be unique."""
-        one, other = self._connection.execute("SELECT id, email FROM customers ORDER BY random() LIMIT 2").fetchall()
+        one, other = self._connection.some("id, email", "customers", 2)
         for email, customer in ((f"swap-{one[0]}", one[0]), (one[1], other[0]), (other[1], one[0])):
             self._change("UPDATE customers SET email = ?, changed_at = ? WHERE id = ?", email, _now(), customer)
 
     def new_catalogue_entry(self) -> None:
-        """REPLACE, as old programs have it: a product that exists goes and comes back."""
+        """A product that exists goes and comes back."""
         product = _product(self._rng, self._rng.randint(1, PRODUCTS + 20))
-        statement = f"REPLACE INTO products VALUES ({', '.join('?' * len(product))})"
-        self._change(statement, *product)
+        self.rows_changed += self._connection.replace("products", "sku", product)
 
     def _remove_order(self, order: int) -> None:
         self._change("DELETE FROM order_lines WHERE order_id = ?", order)
         self._change("DELETE FROM orders WHERE id = ?", order)
 
     def _change(self, statement: str, *values: object) -> None:
-        self.rows_changed += self._connection.execute(statement, values).rowcount
+        self.rows_changed += self._connection.change(statement, *values)
 
-    def _row(self, query: str) -> Any:
-        return self._connection.execute(query).fetchone()
+    def _insert(self, table: str, *rows: Sequence[object]) -> None:
+        self.rows_changed += self._connection.insert(table, rows)
 
     def _one(self, query: str) -> Any:
-        return self._row(query)[0]
+        return self._connection.rows(query)[0][0]
 
-    def _any(self, table: str, key: str) -> Any:
-        return self._one(f"SELECT {key} FROM {table} ORDER BY random() LIMIT 1")
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+    def _any(self, table: str, columns: str) -> Any:
+        return self._connection.some(columns, table)[0]
 
 
-@contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
-
-
-def _insert(connection: sqlite3.Connection, table: str, rows: Sequence[Sequence[object]]) -> int:
-    places = ", ".join("?" * len(rows[0]))
-    return connection.executemany(f"INSERT INTO {table} VALUES ({places})", rows).rowcount
+def _total(lines: Sequence[Any]) -> Any:
+    """Of an order's lines."""
+    return round(sum(quantity * price for _, _, _, quantity, price, _ in lines), 2)
 
 
 def _customer(rng: random.Random, number: int) -> tuple[object, ...]:
@@ -280,5 +249,5 @@ def _street(rng: random.Random) -> str:
     return f"{rng.choice(_STREETS)} {rng.randint(1, 199)}"
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+def _now() -> datetime:
+    return datetime.now(UTC).replace(tzinfo=None)

@@ -10,12 +10,14 @@ from typing import Final, Literal, Self
 
 from upwell.app.demo import ways
 from upwell.app.demo.aurora import Aurora
+from upwell.app.demo.databases import new_database
 from upwell.app.demo.internet import Internet
 from upwell.app.demo.local_aws import LocalAws
 from upwell.app.demo.processes import Household
 from upwell.app.demo.ways import Meter, Way
 
 Which = Literal["both", "relational", "serverless"]
+BRANCHES: Final = {"both": ("north", "south"), "relational": ("north",), "serverless": ("south",)}
 
 CAUGHT_UP_S: Final = 1.0  # while people work, rows are always on their way; this little lag is none
 
@@ -23,9 +25,12 @@ CAUGHT_UP_S: Final = 1.0  # while people work, rows are always on their way; thi
 class Stage:
     """A context manager: set up when entered; when left, all processes are ended and all files removed."""
 
-    def __init__(self, which: Which, say: Callable[[str], None]) -> None:
-        """`say` is told, in a sentence, what is done and what happens."""
+    def __init__(self, which: Which, source: str | None, say: Callable[[str], None]) -> None:
+        """`source`: the URL of a SQL Server for the shop's databases; None: they are SQLite's. `say` is told, in a
+        sentence, what is done and what happens.
+        """
         self._which = which
+        self._source = source
         self._say = say
         self.ways: list[Way] = []
         self.uplink = Meter()  # bytes towards AWS
@@ -42,18 +47,23 @@ class Stage:
 
     def _set_up(self, closing_up: ExitStack) -> None:
         household = closing_up.enter_context(Household())
+        self._say("Making the shop's databases.")
+        shops = {
+            branch: closing_up.enter_context(closing(new_database(self._source, branch, household.folder)))
+            for branch in BRANCHES[self._which]
+        }
         self._say("Starting AWS: Kinesis and DynamoDB, by ministack.")
         aws = closing_up.enter_context(closing(LocalAws(household, self._say)))
         self._servers = [aws.process]
         self.internet = closing_up.enter_context(closing(Internet(aws.port)))
-        if self._which != "serverless":
+        if "north" in shops:
             self._say("Starting Aurora: a PostgreSQL of the demo's own.")
             aurora = closing_up.enter_context(closing(Aurora(household)))
             self._servers.append(aurora.process)
-            self.ways.append(ways.relational(household, self.internet, aws, aurora, closing_up))
-        if self._which != "relational":
-            self.ways.append(ways.serverless(household, self.internet, aws, closing_up))
-        self._say("Making the shop's databases; upwell track lets them log what changes.")
+            self.ways.append(ways.relational(shops["north"], household, self.internet, aws, aurora, closing_up))
+        if "south" in shops:
+            self.ways.append(ways.serverless(shops["south"], household, self.internet, aws, closing_up))
+        self._say("Some years of business; upwell track lets the shop's databases log what changes from now on.")
         for way in self.ways:
             way.set_up()
         self._say(f"Starting {', '.join(role.name for way in self.ways for role in way.roles)}, and the people's day.")
@@ -110,6 +120,11 @@ class Stage:
             way.take_readings()
         self._bring_back()
         self._tell_whether_caught_up()
+
+    @property
+    def under_way(self) -> bool:
+        """Whether something has arrived at the end of each way."""
+        return all(way.look is not None and any(way.look.target.values()) for way in self.ways)
 
     def all_equal_since(self, moment: float) -> bool:
         """Whether looks at both ends that began after this moment (monotonic) found the same rows."""

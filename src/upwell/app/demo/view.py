@@ -15,8 +15,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from upwell.app.demo.databases import TABLES
 from upwell.app.demo.equality import Equality, TableEquality
-from upwell.app.demo.shop import TABLES
 from upwell.app.demo.stage import Stage
 from upwell.app.demo.ways import Role, Way
 
@@ -119,7 +119,7 @@ def print_result(console: Console, ways: Sequence[Way], looks: Sequence[Equality
 
 
 def _route(way: Way) -> str:
-    return f"{way.branch} → {way.title}"
+    return f"{way.shop.branch} → {way.title}"
 
 
 def _in_words(way: Way, look: Equality) -> str:
@@ -149,7 +149,7 @@ def _here(way: Way) -> Panel:
     speed = Text.assemble((f"{way.changed.per_s:5.0f}", "bold"), " rows/s change")
     return Panel(
         Group(speed, Text(""), table, _role(way.publisher)),
-        title=f"On premises: {way.branch}",
+        title=f"On premises: {way.shop.branch}, {way.shop.maker}",
         title_align="left",
         border_style="cyan",
     )
@@ -227,7 +227,9 @@ def _lag(look: Equality | None) -> Text:
 def _role(role: Role) -> Text:
     kind = role.name.partition("-")[0]  # the panel says which branch's
     if role.back_in_s is not None:
-        return Text.assemble(f"{kind} ", ("KILLED", "bold red"), f" ({role.back_in_s:.0f} s)")
+        return Text.assemble(
+            f"{kind} ", ("KILLED" if role.killed else "ended", "bold red"), f" ({role.back_in_s:.0f} s)"
+        )
     if not role.running:
         return Text.assemble(f"{kind} ", ("ended", "bold red"))
     return Text.assemble(f"{kind} ", ("running", "green"))

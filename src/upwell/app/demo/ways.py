@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Final
 
 from upwell.app.demo.aurora import Aurora
+from upwell.app.demo.databases import Database
 from upwell.app.demo.equality import Equality, Tables, compare, read_aurora, read_dynamodb, read_shop
 from upwell.app.demo.internet import Internet
 from upwell.app.demo.local_aws import FAKE_CREDENTIALS, REGION, LocalAws
 from upwell.app.demo.processes import DemoFailed, Household, Process, environment
-from upwell.app.demo.shop import Person, create_shop
+from upwell.app.demo.shop import Person, fill_shop
 from upwell.aws import AwsService
 
 STREAM: Final = "legacy-shop"
@@ -28,12 +29,13 @@ PREFIX: Final = "legacy-shop-"
 PEOPLE: Final = 3  # in each branch
 LOOK_EVERY_S: Final = 0.8
 METER_S: Final = 4.0
-BACK_AFTER_S: Final = 3.0  # from a publisher's kill to its restart
+BACK_AFTER_S: Final = 3.0  # from a publisher's end to its restart
+NOT_READY: Final = 3  # the exit code of what finds something missing that it needs
 
 # One file for both roles of a pipeline; each finds its way to AWS, and its secrets, in its environment.
 _RELATIONAL: Final = """\
 pipeline: legacy-shop-north
-source: {url: "sqlite:///north.db", poll_interval: 200ms}
+source: {url: "${SHOP_URL}", poll_interval: 200ms}
 destination:
   kinesis: {stream: legacy-shop, region: eu-west-1, endpoint_url: "${AWS_URL}"}
 subscriber: {target: "${AURORA_URL}"}
@@ -42,7 +44,7 @@ state: north-state.db
 """
 _SERVERLESS: Final = """\
 pipeline: legacy-shop-south
-source: {url: "sqlite:///south.db", poll_interval: 200ms}
+source: {url: "${SHOP_URL}", poll_interval: 200ms}
 destination:
   dynamodb: {table_prefix: legacy-shop-, region: eu-west-1, endpoint_url: "${AWS_URL}"}
 tables: {"*": {}}
@@ -53,8 +55,20 @@ state: south-state.db
 class Role:
     """`upwell publish` or `upwell subscribe` as a process that can be killed and comes back."""
 
-    def __init__(self, household: Household, name: str, command: str, config: Path, env: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        household: Household,
+        name: str,
+        command: str,
+        config: Path,
+        env: Mapping[str, str],
+        internet: Internet | None = None,
+    ) -> None:
+        """`internet`: what it needs to start; without it, it ends and comes back, as any service manager has it."""
         self.name = name
+        self.killed = False  # the last time that it ended
+        self._internet = internet
+        self._started_at = 0.0  # monotonic
         self._household = household
         self._command = upwell(command, config)
         self._config = config
@@ -63,7 +77,7 @@ class Role:
         self._process: Process | None = None
 
     def start(self) -> None:
-        self._back_at = None
+        self._back_at, self.killed, self._started_at = None, False, time.monotonic()
         log = self._config.with_name(f"{self.name}.log")
         self._process = Process(self._household, self.name, self._command, log, env=self.env, cwd=self._config.parent)
 
@@ -73,13 +87,13 @@ class Role:
 
     @property
     def back_in_s(self) -> float | None:
-        """Until it is started again after a kill; None where it was not killed."""
+        """Until it is started again; None where it runs, or has ended for good."""
         return None if self._back_at is None else max(0.0, self._back_at - time.monotonic())
 
     @property
     def failure(self) -> str | None:
         """Why it ended by itself, which it should not."""
-        if self._process is None or self._back_at is not None or self._process.running:
+        if self._process is None or self._back_at is not None or self._process.running or self._lacks_internet:
             return None
         return f"{self.name} ended with exit code {self._process.exit_code}:\n{self._process.last_words()}"
 
@@ -87,14 +101,26 @@ class Role:
         """SIGKILL; it comes back a little later."""
         if self._process is not None and self._back_at is None:
             self._process.kill()
-            self._back_at = time.monotonic() + BACK_AFTER_S
+            self._back_at, self.killed = time.monotonic() + BACK_AFTER_S, True
 
     def come_back(self, *, at_once: bool = False) -> bool:
         """Start it again where its time has come; whether it was."""
+        if self._back_at is None and self._lacks_internet:
+            self._back_at = time.monotonic() + BACK_AFTER_S
         if self._back_at is None or (not at_once and time.monotonic() < self._back_at):
             return False
         self.start()
         return True
+
+    @property
+    def _lacks_internet(self) -> bool:
+        """Whether it ended because of that."""
+        return (
+            self._process is not None
+            and self._process.exit_code == NOT_READY
+            and self._internet is not None
+            and self._internet.was_cut_since(self._started_at)
+        )
 
     def ask_to_stop(self) -> None:
         if self._process is not None:
@@ -135,10 +161,10 @@ class Way:
     """A branch of the shop, the people in it, and its way to AWS."""
 
     def __init__(
-        self, branch: str, title: str, config: Path, roles: Sequence[Role], read_target: Callable[[], Tables]
+        self, shop: Database, title: str, config: Path, roles: Sequence[Role], read_target: Callable[[], Tables]
     ) -> None:
         """`title`: of its far end. `roles`: the publisher and, where there is one, the subscriber."""
-        self.branch = branch
+        self.shop = shop
         self.title = title
         self.roles = roles
         self.look: Equality | None = None  # the newest
@@ -146,10 +172,9 @@ class Way:
         self.changed = Meter()  # rows, by people
         self.arrived = Meter()  # rows that were seen to change in the target
         self._config = config
-        self._shop = config.with_name(f"{branch}.db")
         self._read_target = read_target
         self._people: list[Person] = []
-        self._looker = threading.Thread(target=self._keep_looking, name=f"looking at {branch}", daemon=True)
+        self._looker = threading.Thread(target=self._keep_looking, name=f"looking at {shop.branch}", daemon=True)
         self._go_home = threading.Event()
         self._look_away = threading.Event()
         self._blind: BaseException | None = None  # why nobody looks any more
@@ -175,7 +200,7 @@ class Way:
 
     def set_up(self) -> None:
         """A shop whose database keeps a log of changes, by `upwell track`. Raises DemoFailed."""
-        create_shop(self._shop, random.Random())
+        fill_shop(self.shop, random.Random())
         done = subprocess.run(
             upwell("track", self._config),
             capture_output=True,
@@ -191,7 +216,7 @@ class Way:
         """The roles run, people work, and somebody looks at both ends from now on."""
         for role in self.roles:
             role.start()
-        self._people = [Person(self._shop, random.Random(), self._go_home) for _ in range(PEOPLE)]
+        self._people = [Person(self.shop, random.Random(), self._go_home) for _ in range(PEOPLE)]
         for thread in (*self._people, self._looker):
             thread.start()
 
@@ -216,7 +241,8 @@ class Way:
     def compare(self) -> Equality:
         """Both ends as they are now."""
         began = time.monotonic()
-        look = compare(partial(read_shop, self._shop), self._read_target)
+        with closing(self.shop.connect()) as connection:
+            look = compare(partial(read_shop, connection), self._read_target)
         if self.look is not None:
             self.arrived.add(_changed(self.look.target, look.target))
         self.look, self.looked_at = look, began
@@ -255,23 +281,26 @@ def upwell(command: str, config: Path) -> list[str]:
     return [sys.executable, "-m", "upwell", command, "--config", str(config)]
 
 
-def relational(household: Household, internet: Internet, aws: LocalAws, aurora: Aurora, closing_up: ExitStack) -> Way:
+def relational(
+    shop: Database, household: Household, internet: Internet, aws: LocalAws, aurora: Aurora, closing_up: ExitStack
+) -> Way:
     """From the north branch through Kinesis into Aurora. Makes the stream."""
     config = household.folder / "relational.yaml"
     config.write_text(_RELATIONAL)
     with closing(AwsService("kinesis", REGION, endpoint_url=aws.url)) as kinesis:
         kinesis.call("CreateStream", {"StreamName": STREAM, "ShardCount": SHARDS})
     connection = closing_up.enter_context(closing(aurora.connect()))
-    env = {**FAKE_CREDENTIALS, "AURORA_URL": aurora.url}
-    publisher = Role(household, "publisher-north", "publish", config, {**env, "AWS_URL": internet.url})
+    env = {**FAKE_CREDENTIALS, "SHOP_URL": shop.url, "AURORA_URL": aurora.url}
+    publisher = Role(household, "publisher-north", "publish", config, {**env, "AWS_URL": internet.url}, internet)
     subscriber = Role(household, "subscriber", "subscribe", config, {**env, "AWS_URL": aws.url})
-    return Way("north", "Kinesis → Aurora", config, [publisher, subscriber], partial(read_aurora, connection))
+    return Way(shop, "Kinesis → Aurora", config, [publisher, subscriber], partial(read_aurora, connection))
 
 
-def serverless(household: Household, internet: Internet, aws: LocalAws, closing_up: ExitStack) -> Way:
+def serverless(shop: Database, household: Household, internet: Internet, aws: LocalAws, closing_up: ExitStack) -> Way:
     """From the south branch into DynamoDB."""
     config = household.folder / "serverless.yaml"
     config.write_text(_SERVERLESS)
     dynamodb = closing_up.enter_context(closing(AwsService("dynamodb", REGION, endpoint_url=aws.url)))
-    publisher = Role(household, "publisher-south", "publish", config, {**FAKE_CREDENTIALS, "AWS_URL": internet.url})
-    return Way("south", "DynamoDB", config, [publisher], partial(read_dynamodb, dynamodb, PREFIX))
+    env = {**FAKE_CREDENTIALS, "SHOP_URL": shop.url, "AWS_URL": internet.url}
+    publisher = Role(household, "publisher-south", "publish", config, env, internet)
+    return Way(shop, "DynamoDB", config, [publisher], partial(read_dynamodb, dynamodb, PREFIX))
