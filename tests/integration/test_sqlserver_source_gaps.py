@@ -1,0 +1,318 @@
+"""What happens to a source whose tables, retention, server or rights are not what they were. Never a silent gap.
+
+Facts by the numbers of docs/sqlserver.md.
+"""
+
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+
+from tests.contract.source_contract import EPOCH, Replica
+from tests.contract.sqlserver_clients import needs_hooks
+from tests.integration.sqlserver_shop import CREATE, Isolation, Shop, open_shop, selections
+from tests.sqlserver_databases import connect, in_database
+from upwell.errors import OperatorError, PositionLost, TransientError
+from upwell.model import Window
+from upwell.sources.sqlserver_marker import CREATE_SQL
+from upwell.sources.sqlserver_setup import track
+
+
+@pytest.fixture
+def isolation() -> Isolation:
+    """What matters to few of these tests."""
+    return "snapshot"
+
+
+@pytest.fixture
+def shop(sqlserver: str, isolation: Isolation) -> Iterator[Shop]:
+    with open_shop(sqlserver, isolation=isolation) as shop:
+        shop.tracked("t", "other")
+        yield shop
+
+
+@pytest.fixture
+def replica(shop: Shop) -> Replica:
+    """Has seen a row in each table."""
+    replica = shop.replica("t", "other")
+    shop.run("INSERT INTO t VALUES (1, 1, N'a')", "INSERT INTO other VALUES (1, 1, N'a')")
+    replica.take_window()
+    return replica
+
+
+def window_with_resync(replica: Replica) -> Window:
+    """The next window that asks for a resync; the tables are looked at every second."""
+    for _ in range(20):
+        window = replica.take_window(wait_s=0.2)
+        if window.resync:
+            return window
+    raise AssertionError("nothing is noticed")
+
+
+def until_read(replica: Replica) -> None:
+    """The connection may have to be made anew first."""
+    for _ in range(5):
+        with suppress(TransientError):
+            replica.take_all()
+            return
+    raise AssertionError("the connection never comes back")
+
+
+def assert_lost(shop: Shop, replica: Replica, code: str, tables: list[str] | None) -> None:
+    """At a start from here that is told, once."""
+    source = shop.source("t", "other")
+    with pytest.raises(PositionLost) as lost:
+        source.start(replica.position, EPOCH)
+    assert (lost.value.code, lost.value.tables) == (code, tables)
+    if tables is not None:
+        position, _ = source.start(replica.position, EPOCH)
+        again = Replica(source, position, replica.commit, 0.0)
+        again.take_window()
+        shop.run("INSERT INTO other VALUES (70, 1, N'on')", "INSERT INTO t VALUES (70, 1, N'on')")
+        keys = {(event.schema.table, event.key) for event in again.take_window().events}
+        assert keys == {("dbo.other", b"[70]"), ("dbo.t", b"[70]")}, "the others go on, and it does from now"
+        shop.source("t", "other").start(again.position, EPOCH)  # in the position saved it is told no more
+
+
+# --- tables -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "done",
+    [
+        ("TRUNCATE TABLE t",),
+        ("ALTER TABLE t DISABLE CHANGE_TRACKING", "UPDATE t SET a = 99", "ALTER TABLE t ENABLE CHANGE_TRACKING"),
+        ("DROP TABLE t", CREATE.format("t"), "ALTER TABLE t ENABLE CHANGE_TRACKING"),
+    ],
+    ids=["truncated", "off and on", "made anew"],
+)
+@pytest.mark.parametrize("isolation", ["snapshot", "read committed"])
+def test_facts_29_to_31_and_51_what_change_tracking_does_not_tell_is_noticed(
+    shop: Shop, replica: Replica, done: tuple[str, ...]
+) -> None:
+    """While it runs and at a start, although the version has not moved (fact 30: the documented check passes)."""
+    before = shop.version()
+    shop.run(*done)
+    assert shop.version() == before
+    assert_lost(shop, replica, "UW-MS-023", ["dbo.t"])
+    assert [table for table, _ in window_with_resync(replica).resync] == ["dbo.t"]
+    shop.run("INSERT INTO t VALUES (5, 5, N'')")
+    assert [event.key for event in replica.take_window().events if event.schema.table == "dbo.t"][-1:] == [b"[5]"]
+
+
+def test_a_table_without_tracking_stops_the_pipeline_that_names_it(shop: Shop, replica: Replica) -> None:
+    shop.run("ALTER TABLE t DISABLE CHANGE_TRACKING")
+    with pytest.raises(OperatorError) as stopped:
+        window_with_resync(replica)
+    assert stopped.value.code == "UW-MS-031"
+    with pytest.raises(OperatorError) as stopped:
+        shop.source("t").start(replica.position, EPOCH)
+    assert "upwell track" in stopped.value.remedy
+
+
+def test_a_new_table_that_a_pattern_names_is_left_alone_until_it_is_tracked(shop: Shop) -> None:
+    replica = shop.replica("dbo.*")
+    shop.run(CREATE.format("late"))
+    assert [schema.table for schema in replica.source.tables()] == ["dbo.other", "dbo.t"]
+    shop.run("INSERT INTO t VALUES (9, 1, N'')")
+    assert [event.key for event in replica.take_window().events] == [b"[9]"]
+    assert replica.source.health()["untracked_tables"] == ["dbo.late"]
+    track(shop.url, selections("late"), shop.driver)
+    assert [schema.table for schema in replica.source.tables()] == ["dbo.late", "dbo.other", "dbo.t"]
+    shop.run("INSERT INTO late VALUES (1, 1, N'')")
+    window = replica.take_window()
+    assert [schema.table for schema in window.schemas] == ["dbo.late"], "so the publisher reads it from the start"
+
+
+def test_a_dropped_table_keeps_nobody_from_reading_the_others(shop: Shop, replica: Replica) -> None:
+    shop.run("DROP TABLE t", "INSERT INTO other VALUES (2, 2, N'')")
+    assert [event.key for event in replica.take_window().events] == [b"[2]"]
+    assert replica.source.chunk(replica.windows[0].schemas[-1], None, 10) is None
+
+
+# --- retention ----------------------------------------------------------------------------------------------------
+
+
+@needs_hooks
+def test_facts_22_45_and_47_changes_that_were_cleaned_up_are_missed(shop: Shop, replica: Replica) -> None:
+    """CHANGETABLE raises no error below the minimum valid version; it tells less."""
+    shop.run("UPDATE t SET a = 2", "UPDATE other SET a = 2")
+    shop.hook("cleanup", to=shop.version())
+    with pytest.raises(PositionLost) as lost:
+        replica.take_window()
+    assert (lost.value.code, lost.value.tables) == ("UW-MS-022", ["dbo.other", "dbo.t"])
+    assert_lost(shop, replica, "UW-MS-022", ["dbo.other", "dbo.t"])
+
+
+@needs_hooks
+def test_fact_49_an_idle_table_beside_a_busy_one_never_expires(shop: Shop, replica: Replica) -> None:
+    for n in range(6):
+        shop.run(f"UPDATE other SET a = {n}")
+        replica.take_window()
+        shop.hook("cleanup", to=shop.version())
+    assert shop.value("SELECT CHANGE_TRACKING_MIN_VALID_VERSION(OBJECT_ID(N't'))") == shop.version()
+    replica.take_window()
+    shop.source("t", "other").start(replica.position, EPOCH)
+    shop.run("UPDATE t SET a = 77")
+    assert [event.key for event in replica.take_window().events] == [b"[1]"]
+
+
+@needs_hooks
+@pytest.mark.parametrize("isolation", ["snapshot", "read committed"])
+def test_fact_48_cleanup_between_the_check_and_the_read_loses_nothing_or_is_noticed(
+    shop: Shop, replica: Replica, isolation: Isolation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.run("UPDATE t SET a = 2", "UPDATE t SET a = 3")
+    database = replica.source._database  # type: ignore[attr-defined]
+    before = database._page
+
+    def cleaned_up_first(*args: object) -> object:
+        monkeypatch.setattr(database, "_page", before)
+        shop.hook("cleanup", to=shop.version())
+        return before(*args)
+
+    monkeypatch.setattr(database, "_page", cleaned_up_first)
+    if isolation == "snapshot":
+        assert [event.key for event in replica.take_window().events] == [b"[1]"], "it sees what was there"
+        return
+    with pytest.raises(TransientError) as noticed:
+        replica.take_window()
+    assert noticed.value.code == "UW-MS-018"
+    with pytest.raises(PositionLost):
+        replica.take_window()
+
+
+# --- the server ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("beyond", [False, True], ids=["below us", "beyond us again"])
+def test_fact_55_a_restore_is_noticed_also_when_the_version_has_passed_us_again(
+    shop: Shop, sqlserver: str, replica: Replica, beyond: bool
+) -> None:
+    name = shop.value("SELECT DB_NAME()")
+    with connect(sqlserver) as master:
+        master.run(f"BACKUP DATABASE {name} TO DISK = '{name}.bak'")
+        with connect(shop.url) as then:
+            then.run("UPDATE t SET a = 2")
+            then.run("UPDATE t SET a = 3")
+        until_read(replica)
+        at = replica.commit
+        master.run(f"ALTER DATABASE {name} SET SINGLE_USER WITH ROLLBACK IMMEDIATE")
+        master.run(f"RESTORE DATABASE {name} FROM DISK = '{name}.bak' WITH REPLACE")
+    with connect(shop.url) as anew:
+        for n in range(5 if beyond else 1):
+            anew.run(f"UPDATE t SET a = {10 + n}")
+        (version,) = anew.one("SELECT CHANGE_TRACKING_CURRENT_VERSION()") or (0,)
+        assert (version > at) is beyond
+    with suppress(TransientError), pytest.raises(PositionLost):  # the old connection has to break first
+        replica.take_window()
+    with pytest.raises(PositionLost) as lost:
+        replica.take_window()
+    assert (lost.value.code, lost.value.tables) == ("UW-MS-020", None)
+    with pytest.raises(PositionLost):
+        shop.source("t", "other").start(replica.position, EPOCH)
+
+
+@needs_hooks
+def test_fact_56_a_failover_that_lost_nothing_goes_on(shop: Shop, replica: Replica) -> None:
+    shop.run("UPDATE t SET a = 2")
+    shop.hook("fail_over", server="SQL02")
+    with pytest.raises(TransientError):
+        replica.take_window()
+    assert [event.key for event in replica.take_window().events] == [b"[1]"]
+
+
+@needs_hooks
+def test_fact_56_a_secondary_is_refused_with_a_sentence(shop: Shop, replica: Replica) -> None:
+    shop.hook("role", role="SECONDARY")
+    with pytest.raises(OperatorError) as refused:
+        shop.source("t").start(replica.position, EPOCH)
+    assert refused.value.code == "UW-MS-033"
+    assert "listener" in refused.value.remedy
+    shop.hook("role", role="PRIMARY")
+    shop.source("t", "other").start(replica.position, EPOCH)
+
+
+def test_fact_50_a_minimum_above_the_current_version_is_fatal(shop: Shop, replica: Replica) -> None:
+    """What a secondary may answer. It is no gap: a resync would find the same again, for ever."""
+    from upwell.sources.sqlserver import _known_of
+    from upwell.sources.sqlserver_catalog import read_states
+
+    with connect(shop.url) as session:
+        states = {str(state.name): state for state in read_states(session)}
+    with pytest.raises(OperatorError) as refused:
+        _known_of({"dbo.t": states["dbo.t"]._replace(min_valid=99)}, 98)
+    assert refused.value.code == "UW-MS-024"
+
+
+def test_our_own_mark_tells_a_restore_that_the_fork_does_not(shop: Shop, sqlserver: str) -> None:
+    shop.run(CREATE_SQL.rstrip(";"))
+    replica = shop.replica("t", "other")
+    shop.run("INSERT INTO t VALUES (1, 1, N'a')")
+    replica.take_window()
+    first = shop.value("SELECT number FROM upwell_marker WHERE pipeline = N'shop'")
+    assert first >= 1
+    shop.source("t", "other").start(replica.position, EPOCH)
+    shop.run("UPDATE upwell_marker SET number = number - 1", "UPDATE t SET a = 5")  # as of before what was read
+    assert_lost(shop, replica, "UW-MS-020", None)
+    assert replica.source.health()["marker"] is True
+
+
+def test_facts_1_and_52_tracking_off_in_the_database_is_said(shop: Shop, replica: Replica) -> None:
+    name = shop.value("SELECT DB_NAME()")
+    shop.run("ALTER TABLE t DISABLE CHANGE_TRACKING", "ALTER TABLE other DISABLE CHANGE_TRACKING")
+    shop.run(f"ALTER DATABASE {name} SET CHANGE_TRACKING = OFF")
+    for source in (replica.source, shop.source("t")):
+        with pytest.raises(OperatorError) as stopped:
+            source.head()
+        assert stopped.value.code == "UW-MS-030"
+
+
+def test_fact_9_off_and_on_again_is_a_gap_though_the_counter_goes_on(shop: Shop, replica: Replica) -> None:
+    name = shop.value("SELECT DB_NAME()")
+    off = ["ALTER TABLE t DISABLE CHANGE_TRACKING", "ALTER TABLE other DISABLE CHANGE_TRACKING"]
+    shop.run(*off, f"ALTER DATABASE {name} SET CHANGE_TRACKING = OFF", "UPDATE t SET a = 50")
+    track(shop.url, selections("t", "other"), shop.driver)
+    assert_lost(shop, replica, "UW-MS-023", ["dbo.other", "dbo.t"])
+
+
+# --- rights -------------------------------------------------------------------------------------------------------
+
+
+def test_facts_46_and_67_missing_rights_are_told_from_missing_tracking(shop: Shop) -> None:
+    name = shop.value("SELECT DB_NAME()")
+    user, password = f"u_{name}", "Secret-123"
+    shop.run(f"CREATE LOGIN {user} WITH PASSWORD = N'{password}'", f"CREATE USER {user} FOR LOGIN {user}")
+    url = in_database(shop.url, name, user=user, password=password)
+    for grant, code in [
+        (None, "UW-MS-043"),
+        (f"GRANT SELECT ON OBJECT::[dbo].[t] TO {user}", "UW-MS-032"),
+        (f"GRANT VIEW CHANGE TRACKING ON OBJECT::[dbo].[t] TO {user}", ""),
+    ]:
+        if grant:
+            shop.run(grant)
+        source = shop.source("t", url=url)
+        if code:
+            with pytest.raises(OperatorError) as refused:
+                source.start(None, EPOCH)
+            assert refused.value.code == code
+            continue
+        position, commit = source.start(None, EPOCH)
+        replica = Replica(source, position, commit, 0.0)
+        shop.run("INSERT INTO t VALUES (1, 1, N'a')")
+        replica.take_all()
+        assert replica.of("dbo.t") == [[1, 1, "a"]]
+        source.close()
+    shop.run(f"DROP USER {user}", f"DROP LOGIN {user}")
+
+
+def test_a_login_that_is_not_right_and_a_database_that_is_not_there(shop: Shop) -> None:
+    name = shop.value("SELECT DB_NAME()")
+    for url, code in [
+        (in_database(shop.url, name, user="sa", password="wrong"), "UW-MS-002"),
+        (in_database(shop.url, "gone"), "UW-MS-003"),
+    ]:
+        with pytest.raises(OperatorError) as refused:
+            shop.source("t", url=url).tables()
+        assert refused.value.code == code
+        assert "wrong" not in str(refused.value)
