@@ -16,6 +16,7 @@ BENCHES = (
     "poison",
     "postgres_source",
     "sqlite_source",
+    "sqlserver_source",
     "postgres_target",
     "kinesis_sink",
     "dynamodb_sink",
