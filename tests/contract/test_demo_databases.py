@@ -14,6 +14,7 @@ import pytest
 from tests.sqlserver_databases import connect as connect_to_sqlserver
 from upwell.app.demo.databases import TABLES, Clash, Connection, Database, new_database
 from upwell.app.demo.equality import Tables, compare, read_shop
+from upwell.app.demo.processes import DemoFailed
 from upwell.app.demo.shop import Person, ThoughtBetter, Work, fill_shop
 
 NOW = datetime.fromisoformat("2026-01-31T10:00:00.123")
@@ -39,7 +40,7 @@ def reading(shop: Database) -> Tables:
 
 
 def test_values_come_back_as_they_went_in(shop: Database, connection: Connection) -> None:
-    products = [("SKU-1", "?", 0.1, 0.1 + 0.2, -7, b"\x00\xff", NOW), ("SKU-2", "two", 250, None, 0, None, NOW)]
+    products = [("SKU-1", "?", 0.1, 0.1 + 0.2, -7, b"\x00\xff", NOW), ("SKU-2", "two", 250.0, None, 0, None, NOW)]
     assert connection.insert("customers", [CUSTOMER]) == 1
     assert connection.insert("products", products) == 2
     at = "2026-01-31T10:00:00.123" + ("Z" if shop.maker == "SQLite" else "")
@@ -196,3 +197,15 @@ def test_in_the_end_it_is_gone_with_whoever_uses_it(sqlserver: str, tmp_path: Pa
         assert len(master.all(query)) == 1
         shop.close()
         assert master.all(query) == []
+
+
+def test_a_database_that_can_not_be_dropped_is_named(sqlserver: str, tmp_path: Path) -> None:
+    shop = new_database(sqlserver, "north", tmp_path)
+    name = shop.url.partition("?")[0].rpartition("/")[2]
+    with connect_to_sqlserver(sqlserver) as master:
+        master.run(f"DROP DATABASE {name}")
+    with pytest.raises(DemoFailed) as error:
+        shop.close()
+    assert name in error.value.message
+    assert error.value.remedy == f"DROP DATABASE [{name}];"
+    assert "sa:" not in str(error.value)
