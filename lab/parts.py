@@ -269,7 +269,10 @@ class StandinSqlServer(Part):
     def __init__(self) -> None:
         super().__init__()
         # What a restart of the stand-in finds again must not wait for the disk meanwhile.
-        self.postgres = PostgresCluster({"wal_level": "minimal", "max_wal_senders": 0, "synchronous_commit": "off"})
+        for_large_windows = {"jit": "off", "work_mem": "64MB", "shared_buffers": "256MB", "max_wal_size": "4GB"}
+        self.postgres = PostgresCluster(
+            {"wal_level": "minimal", "max_wal_senders": 0, "synchronous_commit": "off", **for_large_windows}
+        )
         self._password = f"Lab-{secrets.token_hex(8)}"
 
     @property

@@ -16,7 +16,7 @@ def main() -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.maximum_version = ssl.TLSVersion.TLSv1_2  # a ticket of 1.3 would come in the middle of a packet
     # python-tds looks at the common name alone, where pyOpenSSL has no extensions any more.
-    authority.issue_cert("localhost", "127.0.0.1", common_name="127.0.0.1").configure_cert(context)
+    authority.issue_cert("localhost", "127.0.0.1", common_name="localhost").configure_cert(context)
     server = Server(arguments.postgres, arguments.password, f"sqlserver{arguments.port}")
     with listening(arguments.port) as listener:
         server.serve(listener, context)

@@ -80,24 +80,28 @@ CREATE FUNCTION tds.time(tds.time, int) RETURNS tds.time LANGUAGE sql IMMUTABLE 
 CREATE CAST (tds.datetime2 AS tds.datetime2) WITH FUNCTION tds.datetime2(tds.datetime2, int) AS IMPLICIT;
 CREATE CAST (tds.time AS tds.time) WITH FUNCTION tds.time(tds.time, int) AS IMPLICIT;
 
+CREATE FUNCTION tds.shown(ticks int8, digits int) RETURNS int8 LANGUAGE sql IMMUTABLE AS
+  'SELECT CASE digits WHEN 3 THEN (ticks + 5000) / 10000 * 10000 ELSE ticks END';
+
 CREATE TYPE tds.datetimeoffset AS (utc tds.datetime2, minutes int2);
 
 CREATE FUNCTION tds.ticks(text) RETURNS int8 LANGUAGE sql IMMUTABLE STRICT AS $$
-  SELECT ((extract(epoch FROM regexp_replace($1, '\.\d+', '')::timestamp) + 62135596800) * 10000000)::int8
-       + coalesce(rpad(left(substring($1 FROM '\.(\d+)'), 7), 7, '0')::int8, 0) $$;
-CREATE FUNCTION tds.moment_text(exact int8, digits int, style int) RETURNS text LANGUAGE sql IMMUTABLE STRICT AS $$
-  SELECT to_char('0001-01-01'::timestamp + make_interval(days => (ticks / 864000000000)::int)
-                 + make_interval(secs => ticks % 864000000000 / 10000000),
+  SELECT ((extract(epoch FROM regexp_replace($1 COLLATE "C", '\.\d+', '')::timestamp) + 62135596800) * 10000000)::int8
+       + coalesce(rpad(left(substring($1 COLLATE "C" FROM '\.(\d+)'), 7), 7, '0')::int8, 0) $$;
+-- One expression and not strict, so that PostgreSQL puts it in place of its call: it is called for every row. Three digits
+-- are those of a datetime, whose unit is a three-hundredth of a second.
+CREATE FUNCTION tds.moment_text(ticks int8, digits int, style int) RETURNS text LANGUAGE sql STABLE AS $$
+  SELECT to_char('0001-01-01'::timestamp + make_interval(days => (tds.shown(ticks, digits) / 864000000000)::int,
+                   secs => tds.shown(ticks, digits) % 864000000000 / 10000000),
                  CASE WHEN style IN (126, 127) THEN 'YYYY-MM-DD"T"HH24:MI:SS' ELSE 'YYYY-MM-DD HH24:MI:SS' END)
-       || CASE WHEN digits > 0 THEN '.' || left(lpad((ticks % 10000000)::text, 7, '0'), digits) ELSE '' END
-  -- 3 digits of a datetime, whose unit is a three-hundredth of a second
-  FROM (SELECT CASE digits WHEN 3 THEN tds.rounded(exact, 8) ELSE exact END) AS r(ticks) $$;
+       || CASE WHEN digits > 0
+          THEN '.' || left(lpad((tds.shown(ticks, digits) % 10000000)::text, 7, '0'), digits) ELSE '' END $$;
 CREATE FUNCTION tds.from_clock(timestamptz) RETURNS tds.datetime2 LANGUAGE sql IMMUTABLE STRICT AS
   'SELECT ((extract(epoch FROM $1) + 62135596800) * 10000000)::int8::tds.datetime2(21)';
 CREATE FUNCTION tds.to_datetime2(text) RETURNS tds.datetime2 LANGUAGE sql IMMUTABLE STRICT AS
   'SELECT tds.ticks($1)::tds.datetime2';
 CREATE FUNCTION tds.to_time(text) RETURNS tds.time LANGUAGE sql IMMUTABLE STRICT AS
-  $$SELECT (tds.ticks('0001-01-01 ' || regexp_replace($1, '^.*[T ]', '')))::tds.time$$;
+  $$SELECT (tds.ticks('0001-01-01 ' || regexp_replace($1 COLLATE "C", '^.*[T ]', '')))::tds.time$$;
 CREATE FUNCTION tds.to_guid(text) RETURNS tds.uniqueidentifier LANGUAGE sql IMMUTABLE STRICT AS
   'SELECT $1::uuid::tds.uniqueidentifier';
 CREATE FUNCTION tds.to_text(tds.datetime2) RETURNS text LANGUAGE sql IMMUTABLE STRICT AS
@@ -107,10 +111,10 @@ CREATE FUNCTION tds.to_text(tds.time) RETURNS text LANGUAGE sql IMMUTABLE STRICT
 CREATE FUNCTION tds.to_text(tds.uniqueidentifier) RETURNS text LANGUAGE sql IMMUTABLE STRICT AS
   'SELECT upper($1::uuid::text)';
 CREATE FUNCTION tds.to_datetimeoffset(text) RETURNS tds.datetimeoffset LANGUAGE sql IMMUTABLE STRICT AS $$
-  SELECT ROW((tds.ticks(btrim(substring($1 FROM '^(.*?)(?:Z|[+-]\d\d:\d\d)?$'))) - shift * 600000000::int8)::tds.datetime2,
+  SELECT ROW((tds.ticks(btrim(substring($1 COLLATE "C" FROM '^(.*?)(?:Z|[+-]\d\d:\d\d)?$'))) - shift * 600000000::int8)::tds.datetime2,
              shift)::tds.datetimeoffset
   FROM (SELECT coalesce((m[1] || '1')::int * (m[2]::int * 60 + m[3]::int), 0)::int2
-        FROM (SELECT regexp_match($1, '([+-])(\d\d):(\d\d)$')) AS found(m)) AS offsets(shift) $$;
+        FROM (SELECT regexp_match($1 COLLATE "C", '([+-])(\d\d):(\d\d)$')) AS found(m)) AS offsets(shift) $$;
 CREATE FUNCTION tds.offset_text(value tds.datetimeoffset, digits int, style int) RETURNS text
   LANGUAGE sql IMMUTABLE STRICT AS $$
   SELECT CASE WHEN style = 127 THEN tds.moment_text((value).utc::int8, digits, style) || 'Z'
@@ -303,7 +307,7 @@ CREATE AGGREGATE tds.sum(bigint) (SFUNC = int8pl, STYPE = bigint);
 CREATE AGGREGATE tds.sum(numeric) (SFUNC = numeric_add, STYPE = numeric);
 CREATE AGGREGATE tds.sum(float8) (SFUNC = float8pl, STYPE = float8);
 CREATE FUNCTION tds.quotename(text) RETURNS text LANGUAGE sql IMMUTABLE STRICT AS
-  $$SELECT '[' || replace($1, ']', ']]') || ']'$$;
+  $$SELECT '[' || replace($1 COLLATE "C", ']', ']]') || ']'$$;
 CREATE FUNCTION tds.len(text) RETURNS int LANGUAGE sql IMMUTABLE STRICT AS 'SELECT length(rtrim($1))';
 CREATE FUNCTION tds.datalength(text) RETURNS int LANGUAGE sql IMMUTABLE STRICT AS 'SELECT 2 * length($1)';
 CREATE FUNCTION tds.datalength(bytea) RETURNS int LANGUAGE sql IMMUTABLE STRICT AS 'SELECT length($1)';
@@ -311,12 +315,12 @@ CREATE FUNCTION tds.replicate(text, int) RETURNS text LANGUAGE sql IMMUTABLE STR
 CREATE FUNCTION tds.generate_series(first int, last int) RETURNS TABLE (value int) LANGUAGE sql IMMUTABLE STRICT AS
   'SELECT pg_catalog.generate_series($1, $2)';
 CREATE FUNCTION tds.charindex(text, text) RETURNS int LANGUAGE sql IMMUTABLE STRICT AS
-  'SELECT strpos(lower($2), lower($1))';
+  'SELECT strpos(lower($2) COLLATE "C", lower($1) COLLATE "C")';
 CREATE FUNCTION tds.sql_variant_property(value text, property text) RETURNS text LANGUAGE sql IMMUTABLE STRICT AS $$
-  SELECT CASE lower(property) WHEN 'basetype' THEN substring(value FROM '^[a-z0-9]+')
-    WHEN 'precision' THEN substring(value FROM '^[a-z0-9]+\((\d+)')
-    WHEN 'scale' THEN coalesce(substring(value FROM '^decimal\(\d+,(\d+)'), substring(value FROM '^[dt][a-z0-9]+\((\d)\)'))
-    WHEN 'maxlength' THEN substring(value FROM '^[a-z]+\((\d+)\)') END $$;
+  SELECT CASE lower(property) WHEN 'basetype' THEN substring(value COLLATE "C" FROM '^[a-z0-9]+')
+    WHEN 'precision' THEN substring(value COLLATE "C" FROM '^[a-z0-9]+\((\d+)')
+    WHEN 'scale' THEN coalesce(substring(value COLLATE "C" FROM '^decimal\(\d+,(\d+)'), substring(value COLLATE "C" FROM '^[dt][a-z0-9]+\((\d)\)'))
+    WHEN 'maxlength' THEN substring(value COLLATE "C" FROM '^[a-z]+\((\d+)\)') END $$;
 
 -- Methods of hierarchyid (kept as `/1/2/`) and of geometry and geography (kept as `4326;POINT (1 2)`).
 CREATE FUNCTION tds.hierarchyid__parse(text) RETURNS text LANGUAGE sql IMMUTABLE STRICT AS 'SELECT $1';
@@ -329,22 +333,35 @@ CREATE FUNCTION tds.geography__parse(text) RETURNS text LANGUAGE sql IMMUTABLE S
 CREATE FUNCTION tds.geography__point(lat float8, long float8, srid int) RETURNS text LANGUAGE sql IMMUTABLE STRICT AS
   $$SELECT srid || ';POINT (' || long || ' ' || lat || ')'$$;
 CREATE FUNCTION tds.tostring(text) RETURNS text LANGUAGE sql IMMUTABLE STRICT AS
-  $$SELECT regexp_replace($1, '^\d+;', '')$$;
+  $$SELECT regexp_replace($1 COLLATE "C", '^\d+;', '')$$;
 CREATE FUNCTION tds.stastext(text) RETURNS text LANGUAGE sql IMMUTABLE STRICT AS 'SELECT tds.tostring($1)';
 CREATE FUNCTION tds.turned(bytea) RETURNS bytea LANGUAGE sql IMMUTABLE STRICT AS $$
   SELECT string_agg(substr($1, n, 1), ''::bytea ORDER BY n DESC) FROM generate_series(1, length($1)) AS n $$;
 CREATE FUNCTION tds.points(text) RETURNS bytea LANGUAGE sql IMMUTABLE STRICT AS $$
   SELECT string_agg(tds.turned(float8send(n::float8)), ''::bytea ORDER BY place)
-  FROM regexp_split_to_table(btrim($1, ' ()'), '[ ,]+') WITH ORDINALITY AS numbers(n, place) $$;
+  FROM regexp_split_to_table(btrim($1, ' ()') COLLATE "C", '[ ,]+') WITH ORDINALITY AS numbers(n, place) $$;
 -- Well-known binary, little-endian, of a point, a line or a polygon of one ring.
 CREATE FUNCTION tds.stasbinary(shape text) RETURNS bytea LANGUAGE sql IMMUTABLE STRICT AS $$
   SELECT '\x01'::bytea || CASE kind
     WHEN 'POINT' THEN '\x01000000'::bytea
     WHEN 'LINESTRING' THEN '\x02000000'::bytea || tds.turned(int4send(length(points) / 16))
     WHEN 'POLYGON' THEN '\x0300000001000000'::bytea || tds.turned(int4send(length(points) / 16)) END || points
-  FROM (SELECT upper(substring(shape FROM ';\s*(\w+)')), tds.points(substring(shape FROM '\((.*)\)'))) AS s(kind, points) $$;
-CREATE FUNCTION tds.to_bytes(text) RETURNS bytea LANGUAGE sql IMMUTABLE STRICT AS $$SELECT convert_to($1, 'WIN1252')$$;
-CREATE FUNCTION tds.to_bytes(bytea) RETURNS bytea LANGUAGE sql IMMUTABLE STRICT AS 'SELECT $1';
+  FROM (SELECT upper(substring(shape COLLATE "C" FROM ';\s*(\w+)')), tds.points(substring(shape COLLATE "C" FROM '\((.*)\)'))) AS s(kind, points) $$;
+-- A varchar as bytes of its code page, with ? for what that lacks; a nvarchar as UTF-16, little-endian.
+CREATE FUNCTION tds.to_bytes(letters text) RETURNS bytea LANGUAGE plpgsql IMMUTABLE STRICT AS $$
+BEGIN
+  RETURN convert_to(letters, 'WIN1252');
+EXCEPTION WHEN untranslatable_character THEN
+  RETURN convert_to(regexp_replace(letters COLLATE "C", '[^\u0001-\u007f\u00a0-\u00ff]', '?', 'g'), 'WIN1252');
+END $$;
+CREATE FUNCTION tds.to_wide_bytes(text) RETURNS bytea LANGUAGE sql IMMUTABLE STRICT AS $$
+  SELECT coalesce(string_agg(CASE WHEN code < 65536 THEN tds.turned(substr(int4send(code), 3))
+                             ELSE tds.turned(substr(int4send(55296 + (code - 65536) / 1024), 3))
+                               || tds.turned(substr(int4send(56320 + (code - 65536) % 1024), 3)) END,
+                             ''::bytea ORDER BY place), '')
+  FROM (SELECT ascii(letter), place FROM regexp_split_to_table($1 COLLATE "C", '') WITH ORDINALITY AS l(letter, place)) AS c(code, place)
+  WHERE code > 0 $$;
+CREATE FUNCTION tds.to_wide_bytes(bytea) RETURNS bytea LANGUAGE sql IMMUTABLE STRICT AS 'SELECT $1';
 CREATE FUNCTION tds.datediff(unit text, since tds.datetime2, until tds.datetime2) RETURNS int LANGUAGE sql IMMUTABLE STRICT AS $$
   SELECT (until::int8 / ticks - since::int8 / ticks)::int
   FROM (SELECT 10000000::int8 * CASE unit WHEN 'second' THEN 1 WHEN 'minute' THEN 60 WHEN 'hour' THEN 3600

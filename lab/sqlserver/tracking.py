@@ -25,8 +25,9 @@ def enable(table: Table, *, masks: bool) -> str:
     key = listed(table.key)
     return f"""
       CREATE TABLE {side} AS SELECT {key} FROM {table.quoted} WITH NO DATA;
-      ALTER TABLE {side} ADD COLUMN tds_seq bigint GENERATED ALWAYS AS IDENTITY, ADD COLUMN tds_xid xid8,
-        ADD COLUMN tds_op "char", ADD COLUMN tds_columns int[], ADD COLUMN tds_context bytea;
+      ALTER TABLE {side} ADD COLUMN tds_seq bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, ADD COLUMN tds_xid xid8,
+        ADD COLUMN tds_op "char", ADD COLUMN tds_columns int[], ADD COLUMN tds_mask bytea,
+        ADD COLUMN tds_context bytea;
       CREATE INDEX ON {side} (tds_xid);
       CREATE INDEX ON {side} ({key});
       {record(table)};
@@ -68,14 +69,16 @@ def _body(table: Table, side: str) -> str:
     """One function for the three triggers. Sets are compared by the key, with its collation, as of the whole statement:
     `SET id = id + 1` deletes the lowest, inserts the highest, and replaces those between."""
     key, old, new = listed(table.key), listed(table.key, "o."), listed(table.key, "n.")
-    same = " AND ".join(f"o.{quoted(name)} = n.{quoted(name)}" for name in table.key)
+    same = _same_key(table, "o", "n")
     others = [c for name, c in table.columns.items() if name not in table.key and not c.computed]
     numbers = ",".join(str(column.number) for column in others)
     changed = ", ".join(
         f"CASE WHEN bool_or(o.{quoted(c.name)}::text IS DISTINCT FROM n.{quoted(c.name)}::text) THEN {c.number} END"
         for c in others
     )
-    into = f"INSERT INTO {side} (tds_xid, tds_op, tds_columns, tds_context, {key}) SELECT pg_current_xact_id()"
+    into = (
+        f"INSERT INTO {side} (tds_xid, tds_op, tds_columns, tds_mask, tds_context, {key}) SELECT pg_current_xact_id()"
+    )
     stamps = [c.number for c in others if c.kind.name == "timestamp"]
     in_key = ",".join(str(table.columns[name].number) for name in table.key)
     return f"""
@@ -85,11 +88,12 @@ def _body(table: Table, side: str) -> str:
       replaced bool := false;
       every int[] := '{{{numbers}}}';
       moved bool := false;
+      mask bytea;
     BEGIN
       IF TG_OP = 'INSERT' THEN
-        {into}, 'I', NULL, context, {new} FROM n;
+        {into}, 'I', NULL, NULL, context, {new} FROM n;
       ELSIF TG_OP = 'DELETE' THEN
-        {into}, 'D', NULL, context, {old} FROM o;
+        {into}, 'D', NULL, NULL, context, {old} FROM o;
       ELSE
         IF columns IS NULL THEN
           SELECT array_remove(ARRAY[{changed or "NULL::int"}], NULL) INTO columns FROM o JOIN n ON {same};
@@ -100,11 +104,12 @@ def _body(table: Table, side: str) -> str:
            OR NOT (SELECT masks FROM tds.tracked WHERE oid = TG_RELID) THEN
           columns := NULL;
         END IF;
-        {into}, 'D', NULL, context, {old} FROM o WHERE NOT EXISTS (SELECT 1 FROM n WHERE {same});
+        mask := tds.mask(columns);
+        {into}, 'D', NULL, NULL, context, {old} FROM o WHERE NOT EXISTS (SELECT 1 FROM n WHERE {same});
         moved := FOUND;
-        {into}, CASE WHEN replaced THEN 'R' ELSE 'U' END, columns, context, {old} FROM o JOIN n ON {same};
+        {into}, CASE WHEN replaced THEN 'R' ELSE 'U' END, columns, mask, context, {old} FROM o JOIN n ON {same};
         moved := moved OR FOUND;
-        {into}, 'I', NULL, context, {new} FROM n WHERE NOT EXISTS (SELECT 1 FROM o WHERE {same});
+        {into}, 'I', NULL, NULL, context, {new} FROM n WHERE NOT EXISTS (SELECT 1 FROM o WHERE {same});
       END IF;
       IF FOUND OR moved THEN PERFORM set_config('tds.touched', 'on', true); END IF;
       RETURN NULL;
@@ -112,24 +117,32 @@ def _body(table: Table, side: str) -> str:
 
 
 def changes(table: Table, since: str) -> str:
-    """CHANGETABLE(CHANGES …) as a query: the net change of each key after `since`, which is NULL for all."""
-    key = listed(table.key)
-    first = "ORDER BY c.version, tds_seq"
-    last = "ORDER BY c.version DESC, tds_seq DESC"
-    one = ", ".join(f"(array_agg({quoted(n)} {first}))[1] AS {quoted(n)}" for n in table.key)
+    """CHANGETABLE(CHANGES …) as a query: the net change of each key after `since`, which is NULL for all.
+
+    The first and the last entry of a key are found as (version, number) and looked up; only a key with several entries
+    costs more than that.
+    """
+    side, key = f"sides.ct_{table.oid}", listed(table.key)
+    of_first = listed(table.key, "b.")
     return f"""
-      SELECT sys_change_version, sys_change_creation_version,
-        CASE WHEN ending = 'D' THEN 'D' WHEN beginning = 'I' THEN 'I' ELSE 'U' END::varchar AS sys_change_operation,
-        CASE WHEN plain AND ending <> 'D' THEN tds.mask(ids) END AS sys_change_columns, sys_change_context, {key}
-      FROM (SELECT max(c.version) AS sys_change_version,
+      SELECT last[1] AS sys_change_version, sys_change_creation_version,
+        CASE WHEN l.tds_op = 'D' THEN 'D' WHEN b.tds_op = 'I' THEN 'I' ELSE 'U' END::varchar AS sys_change_operation,
+        CASE WHEN NOT plain THEN NULL WHEN entries = 1 THEN l.tds_mask ELSE (
+          SELECT tds.mask(tds.together(m.tds_columns ORDER BY c.version, m.tds_seq))
+          FROM {side} m JOIN tds.commits c ON c.xid = m.tds_xid
+          WHERE c.version > coalesce({since}, 0) AND {_same_key(table, "m", "b")}) END AS sys_change_columns,
+        l.tds_context AS sys_change_context, {of_first}
+      FROM (SELECT max(ARRAY[c.version, tds_seq]) AS last, min(ARRAY[c.version, tds_seq]) AS first, count(*) AS entries,
               max(c.version) FILTER (WHERE tds_op IN ('I', 'R')) AS sys_change_creation_version,
-              (array_agg(tds_op {first}))[1] AS beginning, (array_agg(tds_op {last}))[1] AS ending,
-              bool_and(tds_op = 'U' AND tds_columns IS NOT NULL) AS plain,
-              tds.together(tds_columns {first}) FILTER (WHERE tds_columns IS NOT NULL) AS ids,
-              (array_agg(tds_context {last}))[1] AS sys_change_context, {one}
-            FROM tds.commits c JOIN sides.ct_{table.oid} ON tds_xid = c.xid
+              bool_and(tds_op = 'U' AND tds_columns IS NOT NULL) AS plain
+            FROM tds.commits c JOIN {side} ON tds_xid = c.xid
             WHERE c.version > coalesce({since}, 0) AND coalesce({since}, 0) >= 0
-            GROUP BY {key}) AS folded"""
+            GROUP BY {key}) AS folded
+      JOIN {side} b ON b.tds_seq = first[2] JOIN {side} l ON l.tds_seq = last[2]"""
+
+
+def _same_key(table: Table, one: str, other: str) -> str:
+    return " AND ".join(f"{one}.{quoted(name)} = {other}.{quoted(name)}" for name in table.key)
 
 
 def version_of(table: Table, columns: list[str], values: list[str]) -> str:

@@ -461,7 +461,9 @@ class _Statement:
             prefix = "'0x' || " if style == 1 else ""
             return f"({prefix}upper(encode({text}, 'hex')))" if style else f"convert_from({text}, 'UTF8')"
         if "binary" in kind.name and (source is None or source.textual):
-            return f"decode(regexp_replace({text}, '^0x', ''), 'hex')" if style else f"tds.to_bytes({text})"
+            wide = source is None or source.name in {"nvarchar", "nchar", "ntext"}
+            plain = f"tds.to_{'wide_' * wide}bytes({text})"
+            return f"decode(regexp_replace({text}, '^0x', ''), 'hex')" if style else plain
         if "binary" in kind.name and source is not None and source.name in {"int", "bigint", "smallint"}:
             return f"int{ {'int': 4, 'bigint': 8, 'smallint': 2}[source.name] }send({text})"
         if kind.textual and source is not None and source.name == "sql_variant":
