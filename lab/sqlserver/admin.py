@@ -74,13 +74,13 @@ class Admin:
             self._server.set(name, snapshot=script.next().upper)
         elif script.has("READ_COMMITTED_SNAPSHOT"):
             self._server.set(name, versioned=script.next().upper)
-        elif (
-            script.has("SINGLE_USER")
-            or script.has("MULTI_USER")
-            or script.has("RECOVERY")
-            or script.has("COMPATIBILITY_LEVEL")
-            or script.has("AUTO_CLOSE")
-        ):
+        elif script.has("SINGLE_USER"):
+            self._server.single[name.lower()] = self._session.number
+            if script.has("WITH", "ROLLBACK", "IMMEDIATE"):
+                self._server.end_sessions(name, but=self._session)
+        elif script.has("MULTI_USER"):
+            self._server.single.pop(name.lower(), None)
+        elif script.word.upper in {"RECOVERY", "COMPATIBILITY_LEVEL", "AUTO_CLOSE"}:
             pass
         else:
             raise Unknown(f"ALTER DATABASE … SET {script.word.text}")
@@ -188,9 +188,9 @@ class Admin:
         copy = _copy(script.next().value)
         if self._server.settings(copy) is not None:
             self._server.drop(copy)
-        inside = name.lower() == self._session.database.lower()
-        if inside:
-            raise SqlError(3013, "the stand-in backs up a database from outside of it: USE master first")
+        if name.lower() == self._session.database.lower():
+            raise Unknown("a backup from inside of the database: USE master first")
+        self._server.end_sessions(name, but=self._session)  # PostgreSQL copies a database that nobody uses
         self._server.create(copy, like=name, **(self._server.settings(name) or {}) | {"backup": "yes"})
 
     def restore(self, script: Script) -> None:
@@ -203,6 +203,7 @@ class Admin:
         if settings is None:
             raise SqlError(3201, "Cannot open backup device. Operating system error 2.")
         if self._server.settings(name) is not None:
+            self._server.end_sessions(name, but=self._session)
             self._server.drop(name)
         fork = self._server.root("SELECT gen_random_uuid()")[0][0]
         self._server.create(name, like=copy, **settings | {"name": name, "fork": fork, "backup": "no"})

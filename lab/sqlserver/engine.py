@@ -55,7 +55,7 @@ class Session:
 
     def use(self, database: str, *, quiet: bool = True) -> None:
         """Goes to another database, if it may."""
-        store, user, name = self.server.open(database, self.login)
+        store, user, name = self.server.open(database, self.login, self.number)
         old = self.database
         if hasattr(self, "store"):
             self._leave()

@@ -45,7 +45,7 @@ class Hooks:
     def do_fail_over(self, session: "Session", server: str) -> None:
         """The same database on another server from now on; connections end."""
         self._server.set(session.database, server=server)
-        self._end_others(session)
+        self._server.end_sessions(session.database, but=session)
 
     def do_build(self, session: "Session", version: str) -> None:
         """Another SERVERPROPERTY('ProductVersion'); old ones do not know FORCESEEK."""
@@ -71,7 +71,7 @@ class Hooks:
 
     def do_disconnect(self, session: "Session") -> None:
         """All other connections to the database are gone."""
-        self._end_others(session)
+        self._server.end_sessions(session.database, but=session)
 
     def before_statement(self, session: "Session") -> None:
         with self._lock:
@@ -93,9 +93,3 @@ class Hooks:
                 return False
             self._packets[database] = left - 1
             return left == 1
-
-    def _end_others(self, session: "Session") -> None:
-        for connection in list(self._server.connections.values()):
-            other = connection.session
-            if other is not None and other is not session and other.database == session.database:
-                connection.link.close()

@@ -5,6 +5,7 @@ import json
 import socket
 import ssl
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +23,7 @@ from lab.sqlserver.store import Lost, Store
 from lab.sqlserver.values import Reader, SqlType, plain_literal, read_parameter, text_literal
 from lab.sqlserver.wire import Answer, Link, Login, Message
 
+GONE_S: Final = 2.0
 BUILD: Final = "16.0.4165.4"
 SERVER_NAME: Final = "STANDIN"
 _NEW: Final = {
@@ -44,16 +46,21 @@ class Server:
         self._lock = threading.RLock()
         self._asking: dict[str, Store] = {}
         self.connections: dict[int, Connection] = {}
+        self.single: dict[str, int] = {}  # database → the session that has it for itself
         self._root = Store(postgres)
         self._model()
 
     # Databases --------------------------------------------------------------------------------------------------------
 
-    def open(self, database: str, login: str) -> tuple[Store, str, str]:
+    def open(self, database: str, login: str, number: int) -> tuple[Store, str, str]:
         """A session on a database, for a login; the login's user there; how the database is written."""
         settings = self.settings(database)
         if settings is None:
             raise SqlError(911, f"Database '{database}' does not exist. Make sure that the name is entered correctly.")
+        if self.single.get(database.lower(), number) != number:
+            raise SqlError(
+                924, f"Database '{database}' is already open and can only have one user at a time.", severity=14
+            )
         store = Store(self.url(database))
         user = "dbo"
         if login != "sa":
@@ -100,16 +107,41 @@ class Server:
         if self.settings(database) is None:
             raise SqlError(3701, f"Cannot drop the database '{database}', because it does not exist or you do not have "
                                  "permission.", severity=11)  # fmt: skip
+        if not self.idle(database):
+            raise SqlError(3702, f'Cannot drop database "{database}" because it is currently in use.')
+        self.single.pop(database.lower(), None)
         self.close_all(database)
         self.root(f'DROP DATABASE "{self.inner(database)}" WITH (FORCE)')
 
     def close_all(self, database: str) -> None:
-        """Ends every session in a database."""
+        """Ends every session of PostgreSQL's in a database."""
         with self._lock:
             if (asking := self._asking.pop(database.lower(), None)) is not None:
                 asking.close()
         self.root("SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
                   f" WHERE datname = {text_literal(self.inner(database))}")  # fmt: skip
+
+    def idle(self, database: str) -> bool:
+        """Whether no client uses it. One that has just closed its connection is given a moment to be gone."""
+        deadline = time.monotonic() + GONE_S
+        while self._users(database):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
+        return True
+
+    def end_sessions(self, database: str, but: Session) -> None:
+        """All other connections to it are gone."""
+        for connection in self._users(database):
+            if connection.session is not but:
+                connection.link.close()
+
+    def _users(self, database: str) -> "list[Connection]":
+        return [
+            connection
+            for connection in list(self.connections.values())
+            if connection.session is not None and connection.session.database.lower() == database.lower()
+        ]
 
     def inner(self, database: str) -> str:
         return f"{self._prefix}:{database.lower()}"
@@ -210,7 +242,7 @@ class Connection:
             try:
                 self.session = Session(self._server, login.user.lower(), database, self.number)
             except SqlError as error:
-                if error.number not in {911, 916}:
+                if error.number not in {911, 916, 924}:
                     raise
                 text = f'Cannot open database "{database}" requested by the login. The login failed.'
                 raise SqlError(4060, text, severity=11) from error

@@ -243,6 +243,19 @@ def test_a_connection_that_is_killed_leaves_nothing(mssql: Client, client_name: 
     assert one.rows("SELECT a FROM {t} WHERE id = 2") == [(2,)]
 
 
+def test_a_database_in_use_is_dropped_by_its_single_user_alone(client_name: str, sqlserver: str) -> None:
+    owner, name = connect(client_name, sqlserver), f"upwell_test_{uuid.uuid4().hex[:12]}"
+    owner.run(f"CREATE DATABASE [{name}]")
+    user = connect(client_name, sqlserver, name)
+    assert is_number(owner.refusal(f"DROP DATABASE [{name}]"), 3702)
+    owner.run(f"ALTER DATABASE [{name}] SET SINGLE_USER WITH ROLLBACK IMMEDIATE")
+    with pytest.raises(Refused):
+        user.value("SELECT 1")
+    owner.run(f"DROP DATABASE [{name}]")
+    user.abandon()
+    owner.close()
+
+
 @needs_hooks
 def test_a_connection_dropped_after_n_packets(fresh: Client, client_name: str, sqlserver: str) -> None:
     victim = connect(client_name, sqlserver, fresh.value("SELECT DB_NAME()"))
