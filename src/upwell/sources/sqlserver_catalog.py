@@ -240,15 +240,20 @@ def _columns(session: Session, ids: Sequence[int]) -> dict[int, list[ServerColum
 
 
 def _keys(session: Session, ids: Sequence[int]) -> dict[int, list[_KeyPart]]:
+    primary = session.all(
+        "SELECT i.object_id, i.index_id, i.is_disabled FROM sys.indexes AS i "
+        f"WHERE i.is_primary_key = 1 AND i.object_id IN ({_listed(ids)})"
+    )
+    disabled = {(id_, index): bool(is_disabled) for id_, index, is_disabled in primary}
     rows = session.all(
-        "SELECT i.object_id, ic.column_id, ic.is_descending_key, i.is_disabled FROM sys.indexes AS i "
-        "JOIN sys.index_columns AS ic ON ic.object_id = i.object_id AND ic.index_id = i.index_id "
-        f"WHERE i.is_primary_key = 1 AND ic.key_ordinal > 0 AND i.object_id IN ({_listed(ids)}) "
-        "ORDER BY i.object_id, ic.key_ordinal"
+        "SELECT ic.object_id, ic.index_id, ic.column_id, ic.is_descending_key FROM sys.index_columns AS ic "
+        f"WHERE ic.key_ordinal > 0 AND ic.object_id IN ({_listed(ids)}) "
+        "ORDER BY ic.object_id, ic.index_id, ic.key_ordinal"
     )
     found: dict[int, list[_KeyPart]] = {}
-    for id_, column, descending, disabled in rows:
-        found.setdefault(id_, []).append(_KeyPart(column, bool(descending), bool(disabled)))
+    for id_, index, column, descending in rows:
+        if (id_, index) in disabled:
+            found.setdefault(id_, []).append(_KeyPart(column, bool(descending), disabled[id_, index]))
     return found
 
 
