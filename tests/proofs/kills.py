@@ -85,7 +85,7 @@ def _kinesis(servers: Servers, folder: Path, size: Size, seed: int) -> dict[str,
             create_tables(url)
         pipeline = through_kinesis(folder, source_url=source, target_url=target, kinesis_endpoint=servers.kinesis)
         with behind_faults(pipeline, servers.kinesis, seed) as wire:
-            killer = _survive(pipeline, wire, size, size.ledger_rows, ("person",), seed)
+            killer = survive(pipeline, wire, size, size.ledger_rows, ("person",), seed)
             pipeline.assert_no_holes()
     return killer.figures("Kinesis", wire)
 
@@ -97,11 +97,11 @@ def _dynamodb(servers: Servers, folder: Path, size: Size, seed: int) -> dict[str
         server = stack.enter_context(StandinDynamoDb()).url if size.standin else servers.dynamodb
         pipeline = into_dynamodb(folder, source_url=source, dynamodb_endpoint=server)
         wire = stack.enter_context(behind_faults(pipeline, server, seed))
-        killer = _survive(pipeline, wire, size, size.ledger_items, (), seed)
+        killer = survive(pipeline, wire, size, size.ledger_items, (), seed)
     return killer.figures("DynamoDB", wire)
 
 
-def _survive(
+def survive(
     pipeline: Pipeline, wire: FaultProxy, size: Size, ledger_rows: int, making_way: tuple[str, ...], seed: int
 ) -> Killer:
     """Kills while it is written, and then looks whether all is as it should be."""

@@ -114,7 +114,8 @@ def _wide_rows(servers: Servers, folder: Path, size: Size, figures: dict[str, st
                 _note(figures, f"{size.waiting_rows} rows of {what}, drained", size, publisher, subscriber)
             internet.restore()
             kinesis.kill()  # so that connections are made, and break while a request is being sent
-            _run_sql(pipeline.source_url, "UPDATE big SET state = state + 1")
+            more = _generated(size.waiting_rows, size.wide_bytes, after=size.wide_rows + size.waiting_rows)
+            _run_sql(pipeline.source_url, f"INSERT INTO big {more}")
             time.sleep(size.broken_s)
             _note(figures, f"rows of {what}, each call broken off, for {size.broken_s} s", size, publisher, subscriber)
 
