@@ -4,12 +4,13 @@ Facts by the numbers of docs/sqlserver.md.
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
-from tests.contract.source_contract import Replica
+from tests.contract.source_contract import Replica, wait_for_chunk
 from tests.contract.sqlserver_clients import needs_hooks
 from tests.integration.sqlserver_shop import CREATE, Isolation, Shop, open_shop, told, windows_until
 from tests.sqlserver_databases import connect
@@ -277,3 +278,57 @@ def test_an_idle_look_costs_one_statement_and_moves_nothing(shop: Shop, replica:
     window = replica.take_window(wait_s=0.01)
     assert (window.events, window.position, window.complete) == ([], position, True)
     assert Place.parse(position).done == shop.version()
+
+
+# --- instants, made to happen -------------------------------------------------------------------------------------
+
+
+def at_version_call(
+    replica: Replica, monkeypatch: pytest.MonkeyPatch, number: int, happens: Callable[[], None]
+) -> None:
+    """Just before the source asks for the version for the n-th time from now, something happens."""
+    database = replica.source._database  # type: ignore[attr-defined]
+    plain, calls = database.version, 0
+
+    def version(session: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            happens()
+        return plain(session)
+
+    monkeypatch.setattr(database, "version", version)
+
+
+@pytest.mark.parametrize("isolation", ["read committed"])
+def test_fact_59_a_row_newer_than_its_window_is_not_overwritten_by_a_chunk_read_before(
+    shop: Shop, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.run("UPDATE t SET a = 10 WHERE id = 1")
+    chunk = wait_for_chunk(replica, replica.windows[0].schemas[0])
+    seen = sqlserver_database.Database._known_states
+
+    def changed_after_the_states_were_seen(*args: Any) -> Any:
+        monkeypatch.setattr(sqlserver_database.Database, "_known_states", seen)
+        states = seen(*args)
+        shop.run("UPDATE t SET a = 20 WHERE id = 1")  # beyond the version that the round has begun with
+        return states
+
+    monkeypatch.setattr(sqlserver_database.Database, "_known_states", changed_after_the_states_were_seen)
+    window = replica.take_window()
+    assert (window.commit, replica.rows["dbo.t"][b"[1]"][1]) == (shop.version() - 1, 20)
+    replica.apply_chunk(chunk)
+    assert replica.rows["dbo.t"][b"[1]"][1] == 20, "the chunk's row is older"
+
+
+@pytest.mark.parametrize("isolation", ["read committed"])
+def test_fact_59_a_row_that_changes_while_its_chunk_is_read_stays_as_new_as_it_was_told(
+    shop: Shop, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_version_call(replica, monkeypatch, 2, lambda: shop.run("UPDATE t SET a = 30 WHERE id = 1"))
+    chunk = wait_for_chunk(replica, replica.windows[0].schemas[0])
+    assert b'[1,1,"a"]' in dict(chunk.rows).values()
+    replica.take_window()
+    assert replica.rows["dbo.t"][b"[1]"][1] == 30
+    replica.apply_chunk(chunk)
+    assert replica.rows["dbo.t"][b"[1]"][1] == 30
