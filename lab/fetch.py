@@ -31,7 +31,7 @@ def fetch(say: Callable[[str], None]) -> None:
     try:
         _system_part(find.system_postgres_bin, ["postgresql"], say)
     except PartMissing:
-        # Good enough for all but TLS. If it isn't there either, this says what to install.
+        # Good enough for all but TLS and SQL Server's stand-in. If it isn't there either, this says what to install.
         say(f"no PostgreSQL on this machine: using {find.postgres_bin()}")
     _system_part(find.node, ["nodejs", "npm"], say)
     _system_part(find.java, ["default-jre-headless"], say)
