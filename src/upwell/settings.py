@@ -101,7 +101,7 @@ def _database_url(schemes: Mapping[str, str]) -> AfterValidator:
 
 def _check_url(url: str, schemes: Mapping[str, str]) -> None:
     scheme, found, rest = url.partition("://")
-    first = {dialect: scheme for scheme, dialect in reversed(schemes.items())}  # the usual one comes first
+    first = {dialect: scheme for scheme, dialect in reversed(list(schemes.items()))}  # the usual one comes first
     examples = " or ".join(f"{first[dialect]}://…" for dialect in dict.fromkeys(schemes.values()))
     if not found:
         raise ValueError(f"must be a URL: {examples}")
