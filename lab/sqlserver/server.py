@@ -45,6 +45,7 @@ class Server:
         self._numbers = itertools.count(51)
         self._lock = threading.RLock()
         self._asking: dict[str, Store] = {}
+        self._settings: dict[str, dict[str, Any]] = {}  # what the databases' comments say
         self.connections: dict[int, Connection] = {}
         self.single: dict[str, int] = {}  # database → the session that has it for itself
         self._root = Store(postgres)
@@ -79,9 +80,14 @@ class Server:
 
     def settings(self, database: str) -> dict[str, Any] | None:
         """What is set for it, and how its name is written; None when there is none."""
-        rows = self.root("SELECT shobj_description(oid, 'pg_database') FROM pg_database"
-                         f" WHERE datname = {text_literal(self.inner(database))}")  # fmt: skip
-        return json.loads(rows[0][0]) if rows and rows[0][0] else None
+        known = self._settings.get(database.lower())
+        if known is None:
+            rows = self.root("SELECT shobj_description(oid, 'pg_database') FROM pg_database"
+                             f" WHERE datname = {text_literal(self.inner(database))}")  # fmt: skip
+            if not rows or not rows[0][0]:
+                return None
+            known = self._settings[database.lower()] = json.loads(rows[0][0])
+        return known
 
     def setting(self, database: str, key: str) -> str:
         return str((self.settings(database) or {}).get(key, ""))
@@ -112,6 +118,7 @@ class Server:
         self.single.pop(database.lower(), None)
         self.close_all(database)
         self.root(f'DROP DATABASE "{self.inner(database)}" WITH (FORCE)')
+        self._settings.pop(database.lower(), None)
 
     def close_all(self, database: str) -> None:
         """Ends every session of PostgreSQL's in a database."""
@@ -190,6 +197,7 @@ class Server:
 
     def _describe(self, database: str, settings: dict[str, Any]) -> None:
         self.root(f'COMMENT ON DATABASE "{self.inner(database)}" IS {plain_literal(json.dumps(settings, default=str))}')
+        self._settings[database.lower()] = settings
 
     # Connections ------------------------------------------------------------------------------------------------------
 
