@@ -31,7 +31,7 @@ WIRE: Final = {
     Kind.DATE: "ISO 8601 date",
     Kind.TIME: "ISO 8601 time",
     Kind.TIMESTAMP: "ISO 8601, no zone",
-    Kind.TIMESTAMPTZ: "ISO 8601 in UTC",
+    Kind.TIMESTAMPTZ: "ISO 8601 with zone",
     Kind.UUID: "text",
     Kind.JSON: "JSON as text",
     Kind.OTHER: "the source's text",

@@ -8,9 +8,11 @@ only if it still differs and the destination has not changed it meanwhile.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final, Protocol
 
@@ -252,6 +254,10 @@ class _Postgres:
 _NUMBERS: Final = (Kind.INT, Kind.DECIMAL, Kind.FLOAT)
 _SHORT_INTEGER: Final = 15  # digits and sign that any JSON number holds
 _MOMENTS: Final = (Kind.TIME, Kind.TIMESTAMP, Kind.TIMESTAMPTZ)
+# One with more digits of a second than six, or with an offset: no other source writes such.
+_FINE_MOMENT: Final = re.compile(
+    r"(\d{4}-\d\d-\d\dT)?(\d\d:\d\d:\d\d)(?=\.\d{7}|(?:\.\d+)?[+-])(?:\.(\d+))?(Z|[+-]\d\d:\d\d)?"
+)
 
 
 def canonical_value(kind: Kind, value: Value) -> Value:
@@ -262,10 +268,30 @@ def canonical_value(kind: Kind, value: Value) -> Value:
         return _number(value)
     if kind is Kind.BOOL:
         return bool(value)
-    if kind in _MOMENTS and isinstance(value, str) and "." in value:
+    if kind in _MOMENTS and isinstance(value, str):
+        value = _rounded(kind, value)
         zone = "Z" if value.endswith("Z") else ""
-        return value.removesuffix("Z").rstrip("0").rstrip(".") + zone
+        return value.removesuffix("Z").rstrip("0").rstrip(".") + zone if "." in value else value
     return value
+
+
+def _rounded(kind: Kind, text: str) -> str:
+    """A moment of SQL Server's as PostgreSQL keeps it: in UTC, with six digits of a second."""
+    found = _FINE_MOMENT.fullmatch(text)
+    if found is None:
+        return text
+    date, clock, fraction, offset = found.groups()
+    micros = round(float(f"0.{fraction or 0}") * 1_000_000)  # as PostgreSQL reads it
+    if kind is Kind.TIME and clock == "23:59:59" and micros == 1_000_000:
+        return "24:00:00"
+    zone = "" if offset is None else offset.replace("Z", "+00:00")
+    try:
+        moment = datetime.fromisoformat(f"{date or '2000-01-01T'}{clock}{zone}") + timedelta(microseconds=micros)
+        moment = moment.astimezone(UTC) if zone else moment
+    except OverflowError:
+        return text  # beyond the year 9999
+    whole = moment.replace(tzinfo=None).isoformat(timespec="microseconds") + ("Z" if zone else "")
+    return whole if date else whole.partition("T")[2]
 
 
 def _number(value: Value) -> Value:
