@@ -72,8 +72,9 @@ def event_line(item: LaneItem) -> bytes:
 
 def _hints(event: ChangeEvent) -> bytes:
     """The rest of an upsert's line."""
-    if event.changed is not None:
-        return b"," + orjson.dumps({"was": event.was, "changed": event.changed}) + b"]"
+    if event.changed is not None or event.context is not None:
+        hints = {"was": event.was, "changed": event.changed, "context": event.context}
+        return b"," + orjson.dumps({name: hint for name, hint in hints.items() if hint is not None}) + b"]"
     return _WAS_HINT[event.was]
 
 
@@ -241,6 +242,8 @@ def cloud_event(pipeline: str, event: ChangeEvent, claim: Claim | None = None) -
         data["row"] = _named(event)
     if event.changed is not None:
         data["changed"] = event.changed
+    if event.context is not None:
+        data["context"] = event.context
     return orjson.dumps(
         {
             "specversion": "1.0",

@@ -199,6 +199,7 @@ class ChangeEvent(NamedTuple):
     was: Was
     transaction: int = 0  # the source's own id of the transaction; never leaves the publisher
     changed: tuple[str, ...] | None = None  # the columns that changed, where the source knows
+    context: str | None = None  # what the writer said of itself, where the source keeps that; base64
 
     def values(self) -> list[Value]:
         """The row's values in the order of the schema's columns; of a delete the key's values."""

@@ -14,6 +14,7 @@ from upwell.envelope import (
     Compression,
     ReceivedEvent,
     cloud_event,
+    event_line,
     letter_payload,
     pack_claimed,
     pack_record,
@@ -254,3 +255,10 @@ def test_versions_compare_as_their_parts(one: tuple[int, int, int], other: tuple
     assert unpack_version(pack_version(*one)) == one
     assert (pack_version(*one) < pack_version(*other)) == (one < other)
     assert (pack_version(*one).hex() < pack_version(*other).hex()) == (one < other)
+
+
+def test_what_a_writer_said_of_itself_is_a_hint_in_both_formats() -> None:
+    event = UPDATED._replace(context="AQI=")
+    assert event_line(event).endswith(b',{"was":"update","changed":["balance"],"context":"AQI="}]')
+    assert event_line(event._replace(changed=None)).endswith(b',{"was":"update","context":"AQI="}]')
+    assert orjson.loads(cloud_event("legacy-shop", event))["data"]["context"] == "AQI="

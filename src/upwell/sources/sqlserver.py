@@ -33,6 +33,7 @@ _setup (track, doctor). Everything was verified against the stand-in of lab/sqls
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -322,8 +323,11 @@ class SqlServerSource:
                 events += [ChangeEvent(schema, DELETE, packed, time, key, None, "delete", page.high) for key in others]
             operation: Operation = DELETE if found.row is None else UPSERT
             changed = None if found.mask is None else page.reader.changed_columns.get(found.mask)
+            context = None if found.context is None else b64encode(found.context).decode()
             events.append(
-                ChangeEvent(schema, operation, packed, time, found.key, found.row, found.was, page.high, changed)
+                ChangeEvent(
+                    schema, operation, packed, time, found.key, found.row, found.was, page.high, changed, context
+                )
             )
         return events
 
