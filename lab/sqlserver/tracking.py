@@ -119,26 +119,33 @@ def _body(table: Table, side: str) -> str:
 def changes(table: Table, since: str) -> str:
     """CHANGETABLE(CHANGES …) as a query: the net change of each key after `since`, which is NULL for all.
 
-    The first and the last entry of a key are found as (version, number) and looked up; only a key with several entries
-    costs more than that.
+    The first and the last entry of a key are found as (version, number, operation); the entries themselves are looked
+    up for a mask or a context only, and only for rows that are sent.
     """
-    side, key = f"sides.ct_{table.oid}", listed(table.key)
-    of_first = listed(table.key, "b.")
-    return f"""
-      SELECT last[1] AS sys_change_version, sys_change_creation_version,
-        CASE WHEN l.tds_op = 'D' THEN 'D' WHEN b.tds_op = 'I' THEN 'I' ELSE 'U' END::varchar AS sys_change_operation,
-        CASE WHEN NOT plain THEN NULL WHEN entries = 1 THEN l.tds_mask ELSE (
-          SELECT tds.mask(tds.together(m.tds_columns ORDER BY c.version, m.tds_seq))
+    side, key, order = f"sides.ct_{table.oid}", listed(table.key), "ORDER BY c.version, tds_seq"
+    entry = "ARRAY[c.version, tds_seq, ascii(tds_op::text)]"
+    # Of a key that was written in several ways, the first.
+    keys = ", ".join(
+        f"(array_agg({quoted(n)} {order}))[1] AS {quoted(n)}" if table.columns[n].kind.textual else quoted(n)
+        for n in table.key
+    )
+    masks = f"""SELECT tds.mask(tds.together(m.tds_columns ORDER BY c.version, m.tds_seq))
           FROM {side} m JOIN tds.commits c ON c.xid = m.tds_xid
-          WHERE c.version > coalesce({since}, 0) AND {_same_key(table, "m", "b")}) END AS sys_change_columns,
-        l.tds_context AS sys_change_context, {of_first}
-      FROM (SELECT max(ARRAY[c.version, tds_seq]) AS last, min(ARRAY[c.version, tds_seq]) AS first, count(*) AS entries,
+          WHERE c.version > coalesce({since}, 0) AND {_same_key(table, "m", "folded")}"""
+    return f"""
+      SELECT tds_last[1] AS sys_change_version, sys_change_creation_version,
+        CASE WHEN tds_last[3] = ascii('D') THEN 'D' WHEN tds_first[3] = ascii('I') THEN 'I' ELSE 'U' END::varchar
+          AS sys_change_operation,
+        CASE WHEN NOT tds_plain THEN NULL WHEN tds_first <> tds_last THEN ({masks})
+             ELSE (SELECT tds_mask FROM {side} WHERE tds_seq = tds_last[2]) END AS sys_change_columns,
+        CASE WHEN tds_said THEN (SELECT tds_context FROM {side} WHERE tds_seq = tds_last[2]) END AS sys_change_context,
+        {key}
+      FROM (SELECT max({entry}) AS tds_last, min({entry}) AS tds_first, bool_or(tds_context IS NOT NULL) AS tds_said,
               max(c.version) FILTER (WHERE tds_op IN ('I', 'R')) AS sys_change_creation_version,
-              bool_and(tds_op = 'U' AND tds_columns IS NOT NULL) AS plain
+              bool_and(tds_op = 'U' AND tds_columns IS NOT NULL) AS tds_plain, {keys}
             FROM tds.commits c JOIN {side} ON tds_xid = c.xid
             WHERE c.version > coalesce({since}, 0) AND coalesce({since}, 0) >= 0
-            GROUP BY {key}) AS folded
-      JOIN {side} b ON b.tds_seq = first[2] JOIN {side} l ON l.tds_seq = last[2]"""
+            GROUP BY {key}) AS folded"""
 
 
 def _same_key(table: Table, one: str, other: str) -> str:
