@@ -42,7 +42,8 @@ def enable(table: Table, *, masks: bool) -> str:
 def record(table: Table) -> str:
     """The function of the triggers; again after the table has got or lost a column."""
     body = _body(table, f"sides.ct_{table.oid}")
-    function = f"FUNCTION sides.record_{table.oid}() RETURNS trigger LANGUAGE plpgsql"
+    # Its plans are kept. One that was made for a row would compare each row with each when there are thousands.
+    function = f"FUNCTION sides.record_{table.oid}() RETURNS trigger LANGUAGE plpgsql SET enable_nestloop TO off"
     return f"CREATE OR REPLACE {function} AS $body$ {body} $body$"
 
 
