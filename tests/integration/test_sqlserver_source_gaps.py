@@ -233,6 +233,19 @@ def test_fact_56_a_secondary_is_refused_with_a_sentence(shop: Shop, replica: Rep
     shop.source("t", "other").start(replica.position, EPOCH)
 
 
+@needs_hooks
+def test_fact_56_a_publisher_that_meets_a_secondary_waits_for_the_primary(shop: Shop, replica: Replica) -> None:
+    shop.run("UPDATE t SET a = 2")
+    shop.hook("role", role="SECONDARY")
+    shop.hook("disconnect")
+    for code in ("UW-MS-010", "UW-MS-033"):
+        with pytest.raises(TransientError) as met:
+            replica.take_window()
+        assert met.value.code == code
+    shop.hook("role", role="PRIMARY")
+    assert [event.key for event in replica.take_window().events] == [b"[1]"]
+
+
 def test_fact_50_a_minimum_above_the_current_version_is_fatal(shop: Shop, replica: Replica) -> None:
     """What a secondary may answer. It is no gap: a resync would find the same again, for ever."""
     from upwell.sources.sqlserver import _known_of

@@ -38,7 +38,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from upwell.errors import OperatorError, PositionLost
+from upwell.errors import OperatorError, PositionLost, TransientError
 from upwell.model import (
     DELETE,
     UPSERT,
@@ -195,7 +195,10 @@ class SqlServerSource:
         """Of a connection made anew while we read: is that still the database that we were reading?"""
         if self._place is None:
             return
-        check_server(server)
+        try:
+            check_server(server)
+        except OperatorError as error:  # of one that fails over: the primary will answer soon, here or elsewhere
+            raise TransientError(error.message, code=error.code, remedy=error.remedy) from error
         current, _ = read_version(session)
         self._marker = marker.read(session, self._pipeline)
         if current is not None:

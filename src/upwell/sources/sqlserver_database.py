@@ -100,9 +100,9 @@ class Database:
                 raise TransientError(error.message, code=error.code) from error
             raise
         self._server = read_server(session)
+        self._on_connect(session, self._server)
         self._sees_times = may_see_times(session)
         self._seeks = self._may_seek(session)
-        self._on_connect(session, self._server)
         if self._server.snapshots:
             session.run("SET TRANSACTION ISOLATION LEVEL SNAPSHOT")
         self._was_connected = True

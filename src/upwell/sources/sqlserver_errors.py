@@ -99,7 +99,7 @@ _NUMBERS: Final = tuple(
         (1205, r"was deadlocked on"),
         (1222, r"lock request time ?out period exceeded"),
         (22105, r"change tracking is not enabled on table"),
-        (22117, r"change tracking .*secondary|secondary .*change tracking"),
+        (22117, r"change tracking.* secondary|secondary .*change tracking"),
         (3952, r"snapshot isolation transaction failed accessing database"),
         (3956, r"snapshot isolation transaction failed to start"),
         (3954, r"snapshot isolation transaction failed to start in database .* ALLOW_SNAPSHOT_ISOLATION"),
