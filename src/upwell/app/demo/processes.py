@@ -37,6 +37,8 @@ class Household:
         # Servers may run as another user, who must be able to pass through to their own folders.
         self.folder = Path(tempfile.mkdtemp(prefix="upwell-demo-")).resolve()
         self.folder.chmod(0o711)
+        # What we and drivers put aside for a moment goes with it, should we be killed in that moment.
+        self._usual_tempdir, tempfile.tempdir = tempfile.tempdir, str(self.folder)
         self._custodian = subprocess.Popen(
             [sys.executable, "-I", "-S", custodian.__file__, self.folder],
             stdin=subprocess.PIPE,
@@ -47,6 +49,7 @@ class Household:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        tempfile.tempdir = self._usual_tempdir
         with suppress(OSError):
             self._custodian.communicate()
 

@@ -72,7 +72,7 @@ class Role:
         self._household = household
         self._command = upwell(command, config)
         self._config = config
-        self.env = {**env, "HOME": str(config.parent)}
+        self.env = {**env, "HOME": str(config.parent), "TMPDIR": str(config.parent)}
         self._back_at: float | None = None
         self._process: Process | None = None
 
