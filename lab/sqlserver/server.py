@@ -8,7 +8,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
@@ -370,8 +370,3 @@ def _begins_another(reader: Reader) -> bool:
 def listening(port: int) -> Iterator[socket.socket]:
     with socket.create_server(("127.0.0.1", port), backlog=128) as listener:
         yield listener
-
-
-def ends(listener: socket.socket) -> None:
-    with suppress(OSError):
-        listener.shutdown(socket.SHUT_RDWR)

@@ -21,7 +21,7 @@ from lab.sqlserver import tracking
 from lab.sqlserver.catalog import Catalog, Column, Table, quoted
 from lab.sqlserver.errors import SqlError, Unknown
 from lab.sqlserver.values import SqlType, text_literal
-from lab.sqlserver.words import Script, Word, by_commas, joined, words
+from lab.sqlserver.words import Script, Word, by_commas, joined
 
 MARK: Final = re.compile("\x01(.+?)\x01")
 _CHANGETABLE: Final = "__changetable_"
@@ -530,6 +530,3 @@ def _name(item: exp.Expr) -> str:
 
 def _names_of_ctes(tree: exp.Expr) -> set[str]:
     return {cte.alias.lower() for cte in tree.find_all(exp.CTE)}
-
-
-__all__ = ["MARK", "Query", "Translator", "collation", "words"]

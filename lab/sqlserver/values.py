@@ -10,7 +10,7 @@ import re
 import struct
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from lab.sqlserver.errors import SqlError
@@ -470,7 +470,3 @@ def of_result(oid: int, modifier: int, moments: dict[int, str]) -> SqlType:
             return SqlType("decimal", precision=38, scale=10)
         return SqlType("decimal", precision=(modifier - 4) >> 16, scale=(modifier - 4) & 0xFFFF)
     return SqlType.parse(BY_OID.get(oid, "nvarchar(max)"))
-
-
-def sized(kind: SqlType, length: int) -> SqlType:
-    return replace(kind, length=length)
