@@ -133,9 +133,11 @@ def _truncated_table(pipeline: Pipeline) -> None:
 
 def _tracking_off_for_a_while(pipeline: Pipeline) -> None:
     with _server(pipeline) as run:
+        run("BEGIN")  # a publisher that finds a table untracked ends, and says so
         run("ALTER TABLE item DISABLE CHANGE_TRACKING")
         run("UPDATE item SET name = 'unseen'")
         run("ALTER TABLE item ENABLE CHANGE_TRACKING WITH (TRACK_COLUMNS_UPDATED = ON)")
+        run("COMMIT")
 
 
 def _table_made_anew(pipeline: Pipeline) -> None:
