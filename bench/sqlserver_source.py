@@ -20,6 +20,7 @@ import mssql_python
 
 from lab.parts import StandinSqlServer
 from tests.acceptance.sqlserver_client import SqlServerConnection
+from tests.sqlserver_databases import in_database
 from upwell.clock import SystemClock
 from upwell.model import Cursor, TableName, TableSelection
 from upwell.sources.sqlserver import SqlServerSource
@@ -133,7 +134,7 @@ def windows(source: SqlServerSource, began: Any) -> int:
 def run(count: int) -> None:
     """The last column is the ratio to the driver alone: its CPU time per row over that of the line."""
     with StandinSqlServer() as server:
-        url = server.url.replace("/master", "/bench")
+        url = in_database(server.url, "bench")
         with closing(SqlServerConnection(server.url)) as connection:
             connection.execute("CREATE DATABASE bench")
         with closing(SqlServerConnection(url)) as connection:

@@ -75,6 +75,13 @@ class Shop:
         replica.take_window()
         return replica
 
+    def replica_of_three(self) -> Replica:
+        """Of table t; it has seen rows 1, 2 and 3 come."""
+        replica = self.replica("t")
+        self.run("INSERT INTO t VALUES (1, 1, N'a'), (2, 2, N'b'), (3, 3, N'c')")
+        replica.take_window()
+        return replica
+
 
 def selections(*tables: str) -> list[TableSelection]:
     return [TableSelection(parse_pattern(table)) for table in tables]

@@ -45,11 +45,7 @@ def shop(sqlserver: str, driver: Driver, isolation: Isolation) -> Iterator[Shop]
 
 @pytest.fixture
 def replica(shop: Shop) -> Replica:
-    """Has seen rows 1, 2 and 3."""
-    replica = shop.replica("t")
-    shop.run("INSERT INTO t VALUES (1, 1, N'a'), (2, 2, N'b'), (3, 3, N'c')")
-    replica.take_window()
-    return replica
+    return shop.replica_of_three()
 
 
 def insert_many(shop: Shop, count: int, table: str = "t") -> None:

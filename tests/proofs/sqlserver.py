@@ -14,13 +14,14 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from lab.parts import StandinDynamoDb, StandinSqlServer
 from tests.acceptance.pipelines import Pipeline, into_dynamodb, new_seed, through_kinesis
 from tests.acceptance.workload import connect, create_tables
 from tests.proofs import Figures, Servers, behind_faults, kills
 from tests.proofs.wire import awaited
+from tests.sqlserver_databases import in_database
 
 BUSY: Final = 15  # transactions, before or after something happens
 
@@ -66,7 +67,7 @@ def run(servers: Servers, folder: Path, size: Size) -> Figures:
 def _new_database(url: str, name: str) -> str:
     with closing(connect(url)) as master:
         master.execute(f"CREATE DATABASE {name}")
-    return urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
+    return in_database(url, name)
 
 
 # --- what follows the publisher's last look is lost ---------------------------------------------------------------
@@ -153,7 +154,7 @@ def _table_made_anew(pipeline: Pipeline) -> None:
 def _restored_backup(pipeline: Pipeline) -> None:
     """What was written since the backup is gone; then more is written than that was."""
     name = urlsplit(pipeline.source_url).path.strip("/")
-    with closing(connect(urlunsplit(urlsplit(pipeline.source_url)._replace(path="/master")))) as master:
+    with closing(connect(in_database(pipeline.source_url, "master"))) as master:
         master.execute(f"BACKUP DATABASE {name} TO DISK = '{name}.bak'")
         _connect_anew(pipeline)  # the stand-in copies only what nobody uses
         _write(pipeline)

@@ -1,8 +1,8 @@
 """Our own mark in the source database: a number that only rises, written before what was read is given away.
 
 Change tracking gives no help against a restore, nor a failover with loss: the version goes back, and on beyond where
-we were. But a database that lacks what we wrote lacks what others wrote before it, too. The table is optional: `upwell
-track` makes it, and grants.sql lets us write it; without it the recovery fork must do.
+we were. But a database that lacks what we wrote lacks what others wrote before it, too. The table is optional:
+grants.sql has its statements as comments, for whoever wants it; without it the recovery fork must do.
 """
 
 from __future__ import annotations
