@@ -39,8 +39,9 @@ def give_memory_back() -> None:
 
 
 def spare_collector() -> None:
-    """What was made until now is kept to the end: Python's collector need not look through it again and again, which
-    took a quarter of a subscriber's time.
+    """What was made until now is kept to the end: Python's collector need not look through it again and again.
+
+    Measured: a fifth of what a subscriber takes of the processor.
     """
     gc.collect()
     gc.freeze()

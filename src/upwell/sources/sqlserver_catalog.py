@@ -19,7 +19,7 @@ from upwell.tablepatterns import folded, has_wildcard, part_matches, shown
 
 DIALECT: Final = "sqlserver"
 DEFAULT_SCHEMA: Final = "dbo"
-MARKER: Final = "upwell_marker"  # our table in the source, where `upwell track` could make it
+MARKER: Final = "upwell_marker"  # our table in the source, where somebody has made it
 # sys.internal_tables: the table behind CHANGETABLE.
 _SIDE_TABLE: Final = 209
 _LEVEL_MIN: Final = 90  # below it CHANGETABLE is not understood
