@@ -27,7 +27,7 @@ from tests.acceptance.commands import Commands, surroundings
 from tests.acceptance.compare import SHOWN_MAX, dynamodb_client
 from tests.acceptance.pipelines import create_stream
 from tests.proofs import Figures, Servers
-from upwell.pipeline import subscriber
+from upwell.pipeline import incoming
 
 
 @dataclass(frozen=True)
@@ -259,7 +259,7 @@ def through(
         upwell("publish", "--once")
         if "subscriber" in configuration:
             # Each record by itself: what stands in two lanes in the wrong order does harm.
-            with patch.object(subscriber, "BATCH_BYTES_MAX", 1):
+            with patch.object(incoming, "BATCH_BYTES_MAX", 1):
                 upwell("subscribe", "--once")
         letters = json.loads(upwell("dead-letters", "list", "--json"))
         reasons = {(letter["table"], letter["reason"]) for letter in letters}

@@ -23,8 +23,9 @@ from upwell.model import (
     TableSchema,
     pack_version,
 )
-from upwell.pipeline import applier as applier_module
-from upwell.pipeline.applier import DAMAGED, Applier, Plan, Record, plan, repaired
+from upwell.pipeline import incoming as incoming_module
+from upwell.pipeline.applier import DAMAGED, Applier, Plan, plan, repaired
+from upwell.pipeline.incoming import Record
 from upwell.ports import LaneState, ResyncState
 
 COLUMNS = tuple(Column(name, "text", Kind.TEXT) for name in ("id", "n", "u", "big"))
@@ -401,7 +402,7 @@ def test_claimed_rows_are_written_a_few_at_a_time(
     target: SimTarget, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     applier = with_claims(target, store)
-    monkeypatch.setattr(applier_module, "CLAIMED_BYTES_MAX", 250)
+    monkeypatch.setattr(incoming_module, "CLAIMED_BYTES_MAX", 250)
     held: list[int] = []
     commit = target._commit
 

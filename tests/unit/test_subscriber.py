@@ -13,8 +13,9 @@ from tests.unit.test_delivery import marker
 from upwell.clock import SystemClock
 from upwell.envelope import pack_record, unpacked_size
 from upwell.errors import TransientError
+from upwell.pipeline import incoming
 from upwell.pipeline import subscriber as module
-from upwell.pipeline.applier import Applied
+from upwell.pipeline.incoming import Applied
 from upwell.pipeline.subscriber import READ_BYTES, READ_RECORDS_FIRST, READ_RECORDS_MAX, Subscriber
 from upwell.streams.kinesis import Read, Shard
 
@@ -129,7 +130,7 @@ def test_what_was_applied_before_a_failure_is_not_applied_again(
                 raise TransientError("The target does not answer.")
             return super().apply(data)
 
-    monkeypatch.setattr(module, "BATCH_BYTES_MAX", 1)
+    monkeypatch.setattr(incoming, "BATCH_BYTES_MAX", 1)
     applier = Failing()
     run(Stream({"shard": [b"%d" % n for n in range(10)]}), applier)
     assert applier.applied == [b"%d" % n for n in range(10)]
@@ -155,7 +156,7 @@ def test_an_answer_that_is_too_large_is_asked_for_in_parts(run: Callable[..., No
 def test_a_batch_is_bounded_by_what_its_records_unpack_to(
     run: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "BATCH_BYTES_MAX", 5_000)
+    monkeypatch.setattr(incoming, "BATCH_BYTES_MAX", 5_000)
     items = [marker(0)] * 100
     plain, _ = pack_record("shop", 0, 1, 1, None, items)
     packed, _ = pack_record("shop", 0, 1, 1, None, items, compression="zstd")
@@ -187,7 +188,7 @@ def test_a_hole_is_logged_and_the_repair_is_handed_over_at_once(caplog: pytest.L
     subscriber = Subscriber(
         "shop",
         stream=Open({"shard": [b"x"]}),
-        applier=Damaged(),  # type: ignore[arg-type]
+        applier=Damaged(),
         checkpoints=Checkpoints(),
         relay_repairs=relay,
         clock=SystemClock(stop),
@@ -215,7 +216,7 @@ def test_a_run_that_ends_hands_its_repairs_over_first() -> None:
     Subscriber(
         "shop",
         stream=Stream({"shard": [b"x"]}),
-        applier=applier,  # type: ignore[arg-type]
+        applier=applier,
         checkpoints=Checkpoints(),
         relay_repairs=lambda: relayed.append(len(applier.applied)),
         clock=SystemClock(stop),

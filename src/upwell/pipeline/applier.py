@@ -7,60 +7,40 @@ watermarks, write, note what a resync found, move the watermarks. Who feeds the 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-import orjson
-
 from upwell.claims import Claims
-from upwell.clock import iso_time
-from upwell.envelope import ReceivedEvent, letter_payload, redeemed, unpack_record
-from upwell.errors import OperatorError, Rejected, UniqueConflict
+from upwell.envelope import ReceivedEvent
+from upwell.errors import Rejected, UniqueConflict
 from upwell.failpoints import failpoint
 from upwell.model import (
     DELETE,
     HIGHEST_ORDINAL,
     UPSERT,
-    ChangeEvent,
     DeadLetter,
-    LaneRecord,
     Marker,
     TableSchema,
     Value,
     pack_version,
     unpack_version,
 )
+from upwell.pipeline.incoming import Applied, Incoming, Record, holds_claims, parts
 from upwell.ports import Clock, LaneState, Request, ResyncState, Target, TargetTransaction
 
-# What the claims of one transaction's rows may come to, a single row apart.
-CLAIMED_BYTES_MAX: Final = 16 * 1024 * 1024
 # What begins the id of a request for repair; the rest is the newest epoch of which something is missing.
 HOLES_AFTER: Final = "holes-after-"
 # Among a lane's resyncs, in the place of a table: the newest that may have lost records in this lane.
 DAMAGED: Final = ""
 
-Record = LaneRecord[ReceivedEvent | Marker]
 Key = tuple[Value, ...]
 # Writes rows; which of them are refused, by their place, where the target can tell.
 Write = Callable[[TableSchema, Sequence[Sequence[Value]]], Mapping[int, Rejected] | None]
 
 
 @dataclass(slots=True)
-class Applied:
-    """What a batch did."""
-
-    events: int = 0  # received
-    skipped: int = 0  # below the watermark, or of an earlier term: applied before, or to come again
-    dead_letters: int = 0
-    swept: int = 0  # rows that a resync removed
-    holes: int = 0  # records in which a loss showed
-    foreign: int = 0  # records of other pipelines
-    alarm: str = ""  # where holes showed: a sentence about the newest
-
-
-@dataclass(slots=True)
-class _Fold:
+class Fold:
     """The newest event of each key, of events that can be written together."""
 
     events: dict[tuple[str, Key], ReceivedEvent] = field(default_factory=dict)
@@ -99,7 +79,7 @@ class Plan:
     """What of a batch is new, decided under the lanes' locks."""
 
     states: dict[int, LaneState]
-    folds: list[_Fold] = field(default_factory=lambda: [_Fold()])
+    folds: list[Fold] = field(default_factory=lambda: [Fold()])
     schemas: dict[str, TableSchema] = field(default_factory=dict)  # hash → of all that is to be written
     noting: dict[tuple[str, Key], int] = field(default_factory=dict)  # upserts that follow an opening marker
     opened: dict[str, int] = field(default_factory=dict)  # table → newest resync opened in this batch
@@ -152,7 +132,7 @@ def _take(result: Plan, state: LaneState, event: ReceivedEvent) -> None:
     if event.claim is not None:
         result.lost.append(event)
     elif not result.folds[-1].add(event):
-        result.folds.append(_Fold())
+        result.folds.append(Fold())
         result.folds[-1].add(event)
     table = event.schema.table
     result.schemas[event.schema.hash] = event.schema
@@ -206,6 +186,12 @@ def _overtaken(record: Record) -> str:
     return f"A publisher without the lease went on: term {record.term}'s snapshot came too late in lane {record.lane}."
 
 
+def repair_of(losses: Sequence[tuple[int, str]]) -> Request:
+    """One request for all losses that the same next resync answers: it is of a newer epoch."""
+    newest, sentence = max(losses)
+    return Request(f"{HOLES_AFTER}{newest}", None, sentence)
+
+
 def repaired(request: str, resyncs: Sequence[ResyncState]) -> bool:
     """Whether these resyncs, the newest of each table, have brought back what the request (its id) is about."""
     newest = request.removeprefix(HOLES_AFTER)
@@ -221,8 +207,7 @@ class Applier:
         """`claims`: where rows wait that were too large for the stream."""
         self._pipeline = pipeline
         self._target = target
-        self._clock = clock
-        self._claims = claims
+        self._incoming = Incoming(pipeline, clock, claims)
         self._large = threading.Lock()  # one batch at a time has claimed rows in memory
 
     def apply(self, data: Sequence[bytes]) -> Applied:
@@ -232,12 +217,12 @@ class Applier:
         is right in both cases. Raises OperatorError where a person must act.
         """
         applied = Applied()
-        records, letters = self._decoded(data, applied)
+        records, letters = self._incoming.decoded(data, applied)
         failpoint("subscriber.decoded")
-        for part in _parts(records):
-            if any(isinstance(item, ReceivedEvent) and item.claim for record in part for item in record.items):
+        for part in parts(records):
+            if holds_claims(part):
                 with self._large:
-                    self._transaction(*self._with_rows(part), letters, applied)
+                    self._transaction(*self._incoming.with_rows(part), letters, applied)
             else:
                 self._transaction(part, {}, letters, applied)
             letters = []
@@ -252,44 +237,6 @@ class Applier:
             self._apply(txn, records, lost, letters, applied)
             failpoint("applier.before_commit")
         failpoint("applier.committed")
-
-    def _with_rows(self, records: Sequence[Record]) -> tuple[list[Record], dict[str, str]]:
-        """The records with the rows that were claimed; those that can never be had stay claims: object → why."""
-        lost: dict[str, str] = {}
-        found = [replace(record, items=[self._with_row(item, lost) for item in record.items]) for record in records]
-        return found, lost
-
-    def _with_row(self, item: ReceivedEvent | Marker, lost: dict[str, str]) -> ReceivedEvent | Marker:
-        if isinstance(item, Marker) or item.claim is None:
-            return item
-        if self._claims is None:
-            raise OperatorError(
-                "A row too large for the stream waits in S3, and the configuration does not say in which bucket.",
-                code="UW-CC-004",
-                remedy="Set destination.kinesis.claim_check here as it is set for the publisher.",
-            )
-        try:
-            return redeemed(item, self._claims.content(item.claim))
-        except Rejected as error:
-            lost[item.claim.object] = error.message
-            return item
-
-    def _decoded(self, data: Sequence[bytes], applied: Applied) -> tuple[list[Record], list[DeadLetter]]:
-        records: list[Record] = []
-        unreadable: list[DeadLetter] = []
-        for each in data:
-            try:
-                record = unpack_record(each)
-            except Rejected as error:
-                now = iso_time(self._clock.now())
-                unreadable.append(DeadLetter(0, "", "", "", error.message, now, each))
-                continue
-            if record.pipeline == self._pipeline:
-                records.append(record)
-                applied.events += len(record.items)
-            else:
-                applied.foreign += 1
-        return records, unreadable
 
     def _apply(
         self,
@@ -310,7 +257,7 @@ class Applier:
         for schema in sorted(work.schemas.values(), key=lambda schema: schema.table):
             txn.ensure_table(schema)  # in one order: it may lock
         self._open(txn, work, resyncs)
-        letters.extend(self._letter(event, lost[event.claim.object]) for event in work.lost if event.claim)
+        letters.extend(self._incoming.letter(event, lost[event.claim.object]) for event in work.lost if event.claim)
         for fold in work.folds:
             letters.extend(self._write(txn, fold))
         failpoint("applier.written")
@@ -326,7 +273,7 @@ class Applier:
         applied.dead_letters += len(letters)
         applied.holes += len(work.losses)
 
-    def _write(self, txn: TargetTransaction, fold: _Fold) -> list[DeadLetter]:
+    def _write(self, txn: TargetTransaction, fold: Fold) -> list[DeadLetter]:
         """Deletes before upserts, so that a unique value is free before it is taken again."""
         groups: dict[tuple[str, str], list[ReceivedEvent]] = {}
         for event in fold.events.values():
@@ -338,7 +285,7 @@ class Applier:
                     events.sort(key=_sort_key)
                     write = txn.delete if operation == DELETE else self._upserting(txn)
                     for event, error in _bisected(write, events):
-                        letters.append(self._letter(event, error.message))
+                        letters.append(self._incoming.letter(event, error.message))
         return letters
 
     @staticmethod
@@ -351,14 +298,6 @@ class Applier:
                 return txn.replace(schema, rows)
 
         return upsert
-
-    def _letter(self, event: ReceivedEvent, reason: str) -> DeadLetter:
-        key = orjson.dumps(event.key)
-        row = None if event.operation == DELETE else orjson.dumps(event.values)
-        again = ChangeEvent(event.schema, event.operation, event.version, event.time, key, row, "update")
-        payload = letter_payload(self._pipeline, again, event.claim)
-        now = iso_time(self._clock.now())
-        return DeadLetter(0, event.schema.table, key.decode(), event.version.hex(), reason, now, payload)
 
     def _open(self, txn: TargetTransaction, work: Plan, resyncs: dict[str, ResyncState]) -> None:
         for table, resync in work.opened.items():
@@ -393,25 +332,9 @@ class Applier:
 
     def _repair(self, txn: TargetTransaction, work: Plan) -> str:
         """Which rows the lost records held is unknown, so all tables are to be read again. Returns the alarm."""
-        # One request for all losses that the same next resync answers: it is of a newer epoch.
-        newest, sentence = max(work.losses)
-        txn.ask_repair(self._pipeline, Request(f"{HOLES_AFTER}{newest}", None, sentence))
-        return sentence
-
-
-def _parts(records: Sequence[Record]) -> Iterator[list[Record]]:
-    """The records in order, cut so that the claims of a part are at most CLAIMED_BYTES_MAX, a single record apart."""
-    part: list[Record] = []
-    size = 0
-    for record in records:
-        claimed = sum(item.claim.bytes for item in record.items if isinstance(item, ReceivedEvent) and item.claim)
-        if part and claimed and size + claimed > CLAIMED_BYTES_MAX:
-            yield part
-            part, size = [], 0
-        part.append(record)
-        size += claimed
-    if part:
-        yield part
+        request = repair_of(work.losses)
+        txn.ask_repair(self._pipeline, request)
+        return request.reason
 
 
 def _sort_key(event: ReceivedEvent) -> list[tuple[str, str]]:

@@ -14,10 +14,9 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Protocol, TypeVar
 
-from upwell.envelope import unpacked_size
 from upwell.errors import TransientError
 from upwell.failpoints import failpoint
-from upwell.pipeline.applier import Applied, Applier
+from upwell.pipeline.incoming import Applied, batches, bytes_in_memory
 from upwell.pipeline.troubles import Troubles
 from upwell.ports import Clock, ShardCheckpoints
 
@@ -31,12 +30,9 @@ READ_BYTES = 4 * 1024 * 1024
 READ_RECORDS_MAX = 500
 READ_RECORDS_FIRST = 16  # of up to 256 KiB
 READ_GROWTH_MAX = 4
-# What goes into one transaction of the target, uncompressed; one record may be larger.
-BATCH_BYTES_MAX = 4 * 1024 * 1024
 # What a shard takes of the memory while it is read and applied, about: measured, with short rows, which take most.
 WORKING_BYTES = 50 * 1000**2
 WORKING_SHARDS = 4
-RECORD_OVERHEAD_BYTES = 300
 SHARDS_EVERY_S = 10.0
 # How far the stream's clock may lag ours when the end "as of now" is looked for under uninterrupted writes.
 CLOCKS_DIFFER_S = 10.0
@@ -85,6 +81,12 @@ class RecordStream(Protocol):
     def records(self, iterator: str, limit: int) -> Read: ...
 
 
+class Applies(Protocol):
+    """Applies a batch to a target: Applier, or ItemApplier. Threads share it."""
+
+    def apply(self, data: Sequence[bytes]) -> Applied: ...
+
+
 @dataclass(slots=True)
 class Totals:
     """What the subscriber did since it started; the fields of Applied, summed."""
@@ -127,7 +129,7 @@ class Subscriber:
         name: str,
         *,
         stream: RecordStream,
-        applier: Applier,
+        applier: Applies,
         checkpoints: ShardCheckpoints,
         relay_repairs: Callable[[], None],
         clock: Clock,
@@ -266,7 +268,7 @@ class Subscriber:
 
     def _apply(self, shard: str, records: Sequence[tuple[str, bytes]], place: _Place) -> None:
         """Apply in batches; the place moves with each."""
-        for batch in _batches(records):
+        for batch in batches(records):
             applied = self._applier.apply([each for _, each in batch])
             self.totals.add(applied)
             if applied.alarm:
@@ -303,23 +305,5 @@ def _next_limit(records: Sequence[tuple[str, bytes]], limit: int) -> int:
     """How many records to ask for, after a read that was to give `limit` of them."""
     if not records:
         return limit
-    average = sum(_size(data) for _, data in records) / len(records)
+    average = sum(bytes_in_memory(data) for _, data in records) / len(records)
     return max(1, min(READ_RECORDS_MAX, READ_GROWTH_MAX * limit, int(READ_BYTES / average)))
-
-
-def _batches(records: Sequence[tuple[str, bytes]]) -> list[list[tuple[str, bytes]]]:
-    """The records in order, cut so that no batch is above BATCH_BYTES_MAX, single records apart."""
-    batches: list[list[tuple[str, bytes]]] = []
-    size = 0
-    for record in records:
-        size += _size(record[1])
-        if not batches or size > BATCH_BYTES_MAX:
-            batches.append([])
-            size = _size(record[1])
-        batches[-1].append(record)
-    return batches
-
-
-def _size(data: bytes) -> int:
-    """Of a record in memory; even an empty one takes some."""
-    return RECORD_OVERHEAD_BYTES + unpacked_size(data)
