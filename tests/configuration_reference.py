@@ -35,8 +35,8 @@ def _section(schema: dict[str, Any], model: dict[str, Any], place: str, title: s
         default = "required" if name in required else _default(field)
         path = f"{place}.{name}" if place else name
         if found is not None:
-            is_table = name == "tables"
-            inner += _section(schema, found, f"{path}.NAME" if is_table else path, f"`{path}{'.NAME' * is_table}`", 3)
+            named = path + ".NAME" * _is_mapping(field)
+            inner += _section(schema, found, named, f"`{named}`", 3)
         lines.append(f"| `{name}` | {_holds(field, found)} | {default} | {description} |")
     if len(lines) == 6:
         lines = [*lines[:3], "", "It has no settings of its own: `{}`."]
@@ -45,12 +45,23 @@ def _section(schema: dict[str, Any], model: dict[str, Any], place: str, title: s
 
 def _model(schema: dict[str, Any], field: dict[str, Any]) -> dict[str, Any] | None:
     """The group of settings that a field holds, if it does."""
-    candidates = [field, *field.get("anyOf", []), field.get("additionalProperties") or {}]
+    candidates = [field, *field.get("anyOf", [])]
+    candidates += [values for each in candidates for values in _values(each)]
     for candidate in candidates:
         if isinstance(candidate, dict) and "$ref" in candidate:
             found: dict[str, Any] = schema["$defs"][candidate["$ref"].rpartition("/")[2]]
             return found
     return None
+
+
+def _values(field: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a mapping's values are; nothing of what is no mapping."""
+    kinds = [field.get("additionalProperties"), *field.get("patternProperties", {}).values()]
+    return [kind for kind in kinds if isinstance(kind, dict)]
+
+
+def _is_mapping(field: dict[str, Any]) -> bool:
+    return any(_values(each) for each in [field, *field.get("anyOf", [])])
 
 
 def _holds(field: dict[str, Any], model: dict[str, Any] | None) -> str:
@@ -59,7 +70,7 @@ def _holds(field: dict[str, Any], model: dict[str, Any] | None) -> str:
     if "const" in field:
         return f"`{field['const']}`"
     if model is not None:
-        return "settings by table" if "additionalProperties" in field and "$ref" not in field else "settings"
+        return "settings by name" if _is_mapping(field) else "settings"
     kinds = [each for each in field.get("anyOf", [field]) if each.get("type") != "null"]
     kind = kinds[0]
     if "examples" in kind:
@@ -79,7 +90,7 @@ def _default(field: dict[str, Any]) -> str:
     if default is None or default in ("", {}):
         return ""
     shown = (
-        {1.0: "1s", 300_000_000: "300 MB"}.get(default, default)
+        {1.0: "1s", 10.0: "10s", 300_000_000: "300 MB"}.get(default, default)
         if not isinstance(default, bool)
         else str(default).lower()
     )

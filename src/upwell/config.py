@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar, get_args
 from urllib.parse import parse_qsl, unquote
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from upwell.configfile import Document, FieldPath, Problem, SecretResolver, field_name, read
@@ -23,12 +24,14 @@ from upwell.mapping import TableRule
 from upwell.settings import (
     IDENTIFIER_BYTES_MAX,
     SOURCE_SCHEMES,
+    ApiSettings,
     Config,
     DestinationSettings,
     DynamoDbItem,
     Settings,
     SourceSettings,
     SubscriberSettings,
+    seconds,
 )
 from upwell.tablepatterns import parse_pattern
 
@@ -39,7 +42,7 @@ _LATER: Final[Mapping[FieldPath, tuple[str, ...] | None]] = {
 }
 
 # Parts of the file that only some roles read: what they hold from outside the file may be missing for the others.
-OPTIONAL_PARTS: Final = frozenset({"source", "destination", "subscriber", "masking"})
+OPTIONAL_PARTS: Final = frozenset({"source", "destination", "subscriber", "masking", "api"})
 _SECRET_VARIABLES: Final = frozenset({"AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "PGPASSWORD"})
 _PROXY_VARIABLES: Final = frozenset({"http_proxy", "https_proxy", "all_proxy"})
 _UNFILLED: Final = frozenset({"UW-CF-007", "UW-CF-008", "UW-CF-009"})
@@ -57,6 +60,7 @@ class Pipeline:
     rules: tuple[TableRule, ...]  # in the order in which they are tried
     items: tuple[tuple[TableRule, DynamoDbItem], ...]  # for those rules that have one
     left_out: tuple[Problem, ...] = ()  # why parts that the caller does not need are not there
+    heartbeat_s: float | None = None  # how often the publisher sends heartbeat rows; None: there is no read API
 
     @property
     def name(self) -> str:
@@ -81,10 +85,13 @@ class Pipeline:
             *([config.source.url] if config.source else []),
             *([config.subscriber.target] if config.subscriber else []),
             *([config.destination.proxy] if config.destination and config.destination.proxy else []),
+            *([config.api.database] if config.api and config.api.database else []),
         ]
         found = {password for url in urls for password in passwords(url.get_secret_value())}
         if config.masking is not None:
             found.add(config.masking.key.get_secret_value())
+        if config.api is not None:
+            found.add(config.api.cursor_key.get_secret_value())
         return frozenset(found)
 
     @property
@@ -122,6 +129,10 @@ class Pipeline:
     def subscriber(self) -> SubscriberSettings:
         """The subscriber's settings. Raises ConfigError where there are none."""
         return self._required("subscriber", self.config.subscriber)
+
+    def api(self) -> ApiSettings:
+        """The read API's settings. Raises ConfigError where there are none."""
+        return self._required("api", self.config.api)
 
     def _required(self, part: str, settings: Part | None) -> Part:
         if settings is None:
@@ -170,6 +181,7 @@ def load(
     on this machine, and is then left out. `secret` fetches `${secretsmanager:ID}`.
     """
     document = read(file, environ, secret)
+    heartbeat_s = _heartbeat_s(document)
     problems = _leave_out(document, needs)
     problems += _later(document)
     config, wrong = _validated(document)
@@ -188,7 +200,20 @@ def load(
         rules=tuple(rule for rule, _ in rules),
         items=tuple((rule, item) for rule, item in rules if item is not None),
         left_out=tuple(document.problems),
+        heartbeat_s=config.api.heartbeat if config.api is not None else heartbeat_s,
     )
+
+
+def _heartbeat_s(document: Document) -> float | None:
+    """Known also where the part `api` is left out: the publisher has the heart, but not the secrets of the API."""
+    api = document.data.get("api")
+    if not isinstance(api, dict):
+        return None
+    default: float = ApiSettings.model_fields["heartbeat"].default
+    try:
+        return max(1.0, seconds(api.get("heartbeat", f"{default}s")))
+    except ValueError:
+        return default
 
 
 def _leave_out(document: Document, needs: Collection[str]) -> list[Problem]:
@@ -265,7 +290,15 @@ def _problem(document: Document, detail: ErrorDetails) -> Problem:
 
 
 def _is_private(document: Document, path: FieldPath) -> bool:
-    return path in document.foreign or path[-1:] in (("url",), ("target",), ("proxy",), ("key",))
+    return path in document.foreign or path[-1:] in (
+        ("url",),
+        ("target",),
+        ("proxy",),
+        ("key",),
+        ("database",),
+        ("cursor_key",),
+        ("sha256",),
+    )
 
 
 def _at(data: Any, path: FieldPath) -> Any:
@@ -293,10 +326,15 @@ def _keys(path: FieldPath) -> list[str]:
     """The keys that the settings at this place may have."""
     model: type[BaseModel] = Config
     for part in path:
-        field = model.model_fields.get(str(part))
+        field = _fields(model).get(str(part))
         if field is not None:
             model = _model_in(field.annotation) or model
-    return list(model.model_fields)
+    return list(_fields(model))
+
+
+def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The settings by the names that they have in the file."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
@@ -306,12 +344,12 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def _places(model: type[BaseModel], above: FieldPath) -> Iterator[FieldPath]:
-    for name, field in model.model_fields.items():
+    for name, field in _fields(model).items():
         yield (*above, name)
         inner = _model_in(field.annotation)
         if inner is not None and field.annotation is not None:
-            table = ("NAME",) if name == "tables" else ()
-            yield from _places(inner, (*above, name, *table))
+            named = ("NAME",) if "Mapping" in str(field.annotation) else ()
+            yield from _places(inner, (*above, name, *named))
 
 
 def _rules(config: Config, document: Document) -> tuple[list[tuple[TableRule, DynamoDbItem | None]], list[Problem]]:

@@ -43,6 +43,7 @@ SOURCE_SCHEMES: Final = {  # → dialect
 TARGET_SCHEMES: Final = {"postgresql": "postgresql", "postgres": "postgresql"}
 _LATER_SCHEMES: Final = ("mssql", "sqlserver", "mysql", "mariadb", "dynamodb")
 MASK_KEY_BYTES_MIN: Final = 16
+CURSOR_KEY_BYTES_MIN: Final = 32
 IDENTIFIER_BYTES_MAX: Final = 63  # PostgreSQL's limit for the name of a slot or publication
 
 # --- kinds of values ----------------------------------------------------------------------------------------------
@@ -132,7 +133,7 @@ def _where(value: object) -> object:
         raise PydanticCustomError("where", "{why}", {"why": str(error)}) from error
 
 
-def _target_name(value: str) -> str:
+def _table_name(value: str) -> str:
     try:
         return str(TableName.parse(value))
     except ValueError as error:
@@ -190,6 +191,18 @@ ObjectPrefix = Annotated[
     _Form(r"([a-zA-Z0-9_.-]{1,64}/){0,8}", "must be empty, or names of letters, digits, _, . or -, each followed by /"),
 ]
 HttpUrl = Annotated[str, _Form(r"https?://[^\s]+", "must be a URL: https://…")]
+TrustedUrl = Annotated[
+    str,
+    _Form(r"https://[^\s]+|http://(localhost|127\.0\.0\.1)(:[0-9]+)?(/[^\s]*)?", "must be a URL: https://…"),
+]
+UrlName = Annotated[
+    str,
+    _Form(
+        r"[a-z0-9][a-z0-9_-]{0,62}", "must be 1 to 63 lower-case letters, digits, _ or -, the first a letter or digit"
+    ),
+]
+IndexName = Annotated[str, _Form(r"[a-zA-Z0-9_.-]{3,255}", "must be 3 to 255 letters, digits, _, . or -")]
+Sha256 = Annotated[str, _Form(r"[0-9a-f]{64}", "must be the SHA-256 of the key: 64 lower-case hexadecimal digits")]
 ColumnNames = Annotated[tuple[str, ...], Field(min_length=1)]
 Condition = Annotated[Where, BeforeValidator(_where), WithJsonSchema({"type": "string"})]
 
@@ -367,7 +380,7 @@ class TableSettings(Settings):
     mask: Annotated[Mapping[str, Mask], BeforeValidator(_null_mask)] = Field(default_factory=dict)
     """Columns whose values do not leave the building: `hmac` (a pseudonym), `redact` (`***` in text columns, else
     NULL), `null`. See Masks."""
-    to: Annotated[str, AfterValidator(_target_name)] | None = None
+    to: Annotated[str, AfterValidator(_table_name)] | None = None
     """The table's name at the destination, as `name` or `schema.name`."""
     dynamodb: DynamoDbItem | None = None
     """Only for DynamoDB: other keys than the table's own, or several tables in one."""
@@ -409,6 +422,125 @@ class LimitsSettings(Settings):
     """The whole process, about. Decides how much is read ahead."""
 
 
+class JwtSettings(Settings):
+    """Callers bring a JSON Web Token of an identity provider (OpenID Connect: Cognito, Entra ID, Okta, Keycloak …)."""
+
+    issuer: str = Field(min_length=1)
+    """What the token's `iss` must be, exactly."""
+    audience: str = Field(min_length=1)
+    """What the token's `aud` must be, or hold."""
+    jwks_url: TrustedUrl
+    """Where the provider publishes its keys."""
+    tenant_claim: str = Field(default="tenant", min_length=1)
+    """The claim that names the caller's tenant."""
+
+
+class IamSettings(Settings):
+    """Callers sign with AWS credentials, and API Gateway checks that: only behind API Gateway."""
+
+    tenants: Annotated[
+        Mapping[str, Annotated[str, Field(min_length=1)] | None],
+        Field(min_length=1),
+        WithJsonSchema(
+            {
+                "type": "object",
+                "additionalProperties": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+                "examples": ["{arn:aws:iam::123456789012:role/shop-web: tenant-a}"],
+            }
+        ),
+    ]
+    """Who may call, by the ARN of a role or a user, and the tenant of each; null: one without."""
+
+
+class ApiKeySettings(Settings):
+    """A key that a caller brings: at least 32 random characters, of which only the hash stands here."""
+
+    sha256: Sha256
+    """The key's SHA-256, as `sha256sum` prints it for a file that holds the key and no line's end."""
+    tenant: str | None = Field(default=None, min_length=1)
+    """The tenant of whoever has the key."""
+
+
+class AuthorizationSettings(Settings):
+    """How callers show who they are: exactly one of `jwt`, `iam` and `api_keys`."""
+
+    jwt: JwtSettings | None = None
+    """By a token of an identity provider."""
+    iam: IamSettings | None = None
+    """By AWS credentials, which API Gateway checks."""
+    api_keys: Annotated[Mapping[UrlName, ApiKeySettings], Field(min_length=1)] | None = None
+    """By keys that you give out, each with a name that stands in the access log."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> AuthorizationSettings:
+        given = [name for name in ("jwt", "iam", "api_keys") if getattr(self, name) is not None]
+        if len(given) != 1:
+            what = "names " + " and ".join(given) if given else "names none"
+            raise PydanticCustomError(
+                "choice", "must name exactly one of jwt, iam and api_keys; this {what}", {"what": what}
+            )
+        return self
+
+
+class ApiIndexSettings(Settings):
+    """A second way into a table: a global secondary index in DynamoDB, an index in a database."""
+
+    partition_key: str = Field(min_length=1)
+    """The column whose value a caller gives."""
+    sort_key: str | None = Field(default=None, min_length=1)
+    """The column by which the rows found are sorted; rows in which it is NULL are not found."""
+
+
+class ApiTableSettings(Settings):
+    """What callers see of a table."""
+
+    table: Annotated[str, AfterValidator(_table_name)]
+    """The source's table: `dbo.users`."""
+    columns: ColumnNames
+    """The columns that are shown, and no others; as the destination has them, after `rename`."""
+    tenant: str | None = Field(default=None, min_length=1)
+    """A column, shown or not, that must be equal to the caller's tenant. Without it every caller sees every row."""
+    indexes: Mapping[IndexName, ApiIndexSettings] = Field(default_factory=dict)
+    """Other ways to find rows than by key."""
+
+
+class ApiLimitsSettings(Settings):
+    """How much a caller may ask for."""
+
+    page: int = Field(default=100, ge=1, le=1000)
+    """Rows in an answer, at most."""
+    requests_per_second: int = Field(default=50, ge=1, le=100_000)
+    """Of one caller, in each process; for a moment twice as many."""
+
+
+class ApiSettings(Settings):
+    """The read API; see api.md."""
+
+    schema_file: Path = Field(default=Path("upwell-api.json"), alias="schema")
+    """The exposed tables' columns, types and keys: the API's contract. It is written from the source, and
+    belongs into version control."""
+    database: Annotated[SecretStr, _database_url(TARGET_SCHEMES)] | None = None
+    """The database to read: `postgresql://USER:${PASSWORD}@HOST:5432/DATABASE`. Default: the DynamoDB tables where they
+    are the destination or the subscriber's target, else `subscriber.target`."""
+    heartbeat: Annotated[Duration, Field(ge=1)] = 10.0
+    """How often the publisher sends heartbeat rows, by which the API knows how old the data is."""
+    cursor_key: SecretStr
+    """At least 32 characters that nobody else knows, from which the key is made that seals cursors; the same for all
+    processes of an API."""
+    authorization: AuthorizationSettings
+    """How callers show who they are."""
+    tables: Annotated[Mapping[UrlName, ApiTableSettings], Field(min_length=1)]
+    """What is shown, by the name in the URL."""
+    limits: ApiLimitsSettings = Field(default_factory=ApiLimitsSettings)
+    """How much a caller may ask for."""
+
+    @model_validator(mode="after")
+    def _long_enough(self) -> ApiSettings:
+        if len(self.cursor_key.get_secret_value().encode()) < CURSOR_KEY_BYTES_MIN:
+            raise PydanticCustomError("short", f"must have a cursor_key of at least {CURSOR_KEY_BYTES_MIN} bytes")
+        return self
+
+
 class Config(Settings):
     """A pipeline."""
 
@@ -421,6 +553,8 @@ class Config(Settings):
     """Where the change events go; for a subscriber, where they come from."""
     subscriber: SubscriberSettings | None = None
     """The database to which the changes are applied. A publisher needs none."""
+    api: ApiSettings | None = None
+    """The read API. Where there is one, the publisher sends heartbeat rows."""
     defaults: DefaultsSettings = Field(default_factory=DefaultsSettings)
     """What holds for every table that does not say otherwise."""
     tables: Mapping[str, Annotated[TableSettings, BeforeValidator(_empty_for_none)]] = Field(default_factory=dict)
