@@ -77,8 +77,8 @@ COMPILE = .venv-lock/bin/uv pip compile --quiet --no-config --upgrade --universa
 
 lock: ## renew requirements/*.txt: the newest versions that pyproject.toml allows, with hashes
 	@test -x .venv-lock/bin/uv || { "$(PYTHON)" -m venv .venv-lock && .venv-lock/bin/python -m pip --quiet install uv; }
-	@$(COMPILE) pyproject.toml --extra postgres --extra sqlserver --extra sqlite -o requirements/runtime.txt
-	@$(COMPILE) pyproject.toml --extra demo --group dev -o requirements/dev.txt
+	@$(COMPILE) pyproject.toml --extra postgres --extra sqlserver --extra sqlite --extra api -o requirements/runtime.txt
+	@$(COMPILE) pyproject.toml --extra demo --extra api --group dev -o requirements/dev.txt
 	@$(COMPILE) requirements/demo-aws.in -o src/upwell/app/demo/aws-requirements.txt
 
 clean: ## remove everything that make made
