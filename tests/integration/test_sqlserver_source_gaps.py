@@ -248,14 +248,31 @@ def test_fact_56_a_publisher_that_meets_a_secondary_waits_for_the_primary(shop: 
 
 def test_fact_50_a_minimum_above_the_current_version_is_fatal(shop: Shop, replica: Replica) -> None:
     """What a secondary may answer. It is no gap: a resync would find the same again, for ever."""
-    from upwell.sources.sqlserver import _known_of
+    from upwell.sources.sqlserver import _check_coherent
     from upwell.sources.sqlserver_catalog import read_states
 
     with connect(shop.url) as session:
         states = {str(state.name): state for state in read_states(session)}
     with pytest.raises(OperatorError) as refused:
-        _known_of({"dbo.t": states["dbo.t"]._replace(min_valid=99)}, 98)
+        _check_coherent({"dbo.t": states["dbo.t"]._replace(min_valid=99)}, 98)
     assert refused.value.code == "UW-MS-024"
+
+
+@pytest.mark.parametrize("isolation", ["snapshot", "read committed"])
+def test_fact_50_a_table_truncated_between_two_looks_is_no_damage(
+    shop: Shop, replica: Replica, isolation: Isolation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its minimum is above the version that the round began with, for it is of a moment later."""
+    database = replica.source._database  # type: ignore[attr-defined]
+    seen = database.states
+
+    def truncated_first(session: object) -> object:
+        monkeypatch.setattr(database, "states", seen)
+        shop.run("UPDATE other SET a = 2", "TRUNCATE TABLE t")
+        return seen(session)
+
+    monkeypatch.setattr(database, "states", truncated_first)
+    assert [table for table, _ in window_with_resync(replica).resync] == ["dbo.t"]
 
 
 def test_our_own_mark_tells_a_restore_that_the_fork_does_not(shop: Shop, sqlserver: str) -> None:

@@ -6,7 +6,7 @@ Facts by the numbers of docs/sqlserver.md.
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -19,7 +19,7 @@ from upwell.errors import TransientError
 from upwell.model import unpack_version
 from upwell.sources import sqlserver_database, sqlserver_reading, sqlserver_session
 from upwell.sources.sqlserver_place import Place
-from upwell.sources.sqlserver_session import Driver
+from upwell.sources.sqlserver_session import Driver, Session
 
 
 @pytest.fixture
@@ -330,3 +330,31 @@ def test_fact_59_a_row_that_changes_while_its_chunk_is_read_stays_as_new_as_it_w
     assert replica.rows["dbo.t"][b"[1]"][1] == 30
     replica.apply_chunk(chunk)
     assert replica.rows["dbo.t"][b"[1]"][1] == 30
+
+
+def test_fact_62_a_version_that_is_not_of_the_snapshot_hides_no_change(
+    shop: Shop, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody says whether CHANGE_TRACKING_CURRENT_VERSION() is: here it is always of the present."""
+    database = replica.source._database  # type: ignore[attr-defined]
+    plain = database.transaction
+
+    @contextmanager
+    def changed_once_the_snapshot_is_taken(session: Session) -> Iterator[None]:
+        with plain(session):
+            session.all("SELECT COUNT(*) FROM t")
+            shop.run("UPDATE t SET a = a + 1 WHERE id = 1")
+            yield
+
+    def of_the_present(session: Session) -> tuple[int, str]:
+        return shop.version(), "2026-01-31T10:00:00Z"
+
+    shop.run("UPDATE t SET a = 10 WHERE id = 1")
+    monkeypatch.setattr(database, "version", of_the_present)
+    monkeypatch.setattr(database, "transaction", changed_once_the_snapshot_is_taken)
+    replica.take_window()
+    chunk = wait_for_chunk(replica, replica.windows[0].schemas[0])
+    monkeypatch.undo()
+    replica.apply_chunk(chunk)
+    replica.take_window()
+    assert replica.rows["dbo.t"][b"[1]"][1] == 12

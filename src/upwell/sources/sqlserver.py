@@ -7,10 +7,10 @@ at.
 
 Windows. A round begins with CHANGE_TRACKING_CURRENT_VERSION() = `upto`, looks at what the server still has of each
 table, reads a page of each, and looks at both again: no row is newer than the second version, and nothing was cleaned
-up meanwhile. Where the database allows it that is one SNAPSHOT transaction. sqlserver_windows.py merges the pages into
-windows by (version, table, key), so that a transaction of any size is read in parts and resumed in its middle. A
-position holds the version up to which all is done, the place inside the next one, and of each table the ids that tell
-whether its history is the same as before (sqlserver_place.py); idle tables move on with the others.
+up meanwhile. Where the database allows it, all but the first is one SNAPSHOT transaction. sqlserver_windows.py merges
+the pages into windows by (version, table, key), so that a transaction of any size is read in parts and resumed in its
+middle. A position holds the version up to which all is done, the place inside the next one, and of each table the ids
+that tell whether its history is the same as before (sqlserver_place.py); idle tables move on with the others.
 
 At the edges. Without SNAPSHOT the keys and the rows are read at different instants: a row that is gone though it was
 not deleted is left out, for its delete follows; one that is there though it was deleted is published (also against the
@@ -113,6 +113,7 @@ class SqlServerSource:
                 place = Place(current, None, self._database.server.identity, "", 0, {})
             else:
                 self._check(place, self._database.server, current)
+            _check_coherent(states, current)
             place = self._settle(place, states, current)
         self._published = {name: reader.table.schema for name, reader in self._database.readers.items()}
         self._unreported, self._resync, self._rejected = dict(self._published), {}, []
@@ -211,7 +212,7 @@ class SqlServerSource:
 
     def _settle(self, place: Place, states: Mapping[str, TableState], current: int) -> Place:
         """The place as the tables allow it. Raises PositionLost, once, for those that have lost something."""
-        found = settled(place, _known_of(states, current), current)
+        found = settled(place, _known_of(states), current)
         lost = {**found.unseen, **found.expired}
         marks = {(table, found.place.tables[table], place.done) for table in lost}
         if marks - self._told:
@@ -234,7 +235,6 @@ class SqlServerSource:
         while hungry := round_.hungry:
             wanted = [Wanted(reader, cut[0] - 1, cut) for reader, cut in hungry]
             with self._database.transaction(session):
-                self._database.version(session)  # first of all: it takes the snapshot
                 round_.feed(self._database.pages(session, wanted, place.tables, self._rejected))
         taken = round_.take(limit)
         done, inside = round_.place_after(taken)
@@ -266,10 +266,11 @@ class SqlServerSource:
         """Begin a round where there may be something to say."""
         place = self._place
         assert place is not None, "it is read from a position"
-        current, time = self._database.version(session)
-        if current < place.done:
-            self._check(place, self._database.server, current)
-        if current == place.done:
+        # Before the transaction: nobody says whether the version is of the snapshot, and all up to it has to be there.
+        upto, time = self._database.version(session)
+        if upto < place.done:
+            self._check(place, self._database.server, upto)
+        if upto == place.done:
             self._newest_at, self._newest_s = time, self._clock.now()
             now = self._clock.monotonic()
             if now < self._states_at and not (self._unreported or self._resync):
@@ -277,7 +278,6 @@ class SqlServerSource:
             self._states_at = now + STATES_EVERY_S
         database = self._database
         with database.transaction(session):
-            upto, _ = database.version(session)  # first of all: it takes the snapshot
             states = database.states(session)
             place = self._settle_running(place, states, upto)
             self._place = place  # even where nothing else happens: the next window says so
@@ -300,7 +300,7 @@ class SqlServerSource:
         for name, reader in self._database.readers.items():
             if reader.table.schema != self._published.get(name):
                 self._unreported[name] = self._published[name] = reader.table.schema
-        found = settled(place, _known_of(states, upto), upto)
+        found = settled(place, _known_of(states), upto)
         if found.expired:
             self._told |= {(table, found.place.tables[table], place.done) for table in found.expired}
             raise _lost({}, found.expired)
@@ -373,13 +373,19 @@ def _other_spellings(spelled: dict[str, str], found: Found) -> list[bytes]:
     return [other.encode() for other in dict.fromkeys((found.tracked, known)) if other is not None and other != key]
 
 
-def _known_of(states: Mapping[str, TableState], current: int) -> dict[str, tuple[History, int]]:
-    """table → (its history, its minimum valid version), as far as that is known. Raises OperatorError."""
-    known = {}
+def _known_of(states: Mapping[str, TableState]) -> dict[str, tuple[History, int]]:
+    """table → (its history, its minimum valid version), as far as that is known."""
+    return {
+        table: (state.history, state.min_valid)
+        for table, state in states.items()
+        if state.begin is not None and state.min_valid is not None
+    }
+
+
+def _check_coherent(states: Mapping[str, TableState], current: int) -> None:
+    """`current` was read after the states. Raises OperatorError: a resync would find the same again, for ever."""
     for table, state in states.items():
-        if state.min_valid is None or state.begin is None:
-            continue
-        if state.min_valid > current:
+        if state.min_valid is not None and state.min_valid > current:
             raise OperatorError(
                 f"The server says that it is at version {current} of its changes, and of {table} that it has only what "
                 f"is newer than {state.min_valid}: a secondary replica, or damage.",
@@ -387,8 +393,6 @@ def _known_of(states: Mapping[str, TableState], current: int) -> dict[str, tuple
                 remedy="Connect to the primary. If this is it: ALTER TABLE … DISABLE CHANGE_TRACKING, then run: "
                 "upwell track",
             )
-        known[table] = (state.history, state.min_valid)
-    return known
 
 
 def _lost(unseen: Mapping[str, str], expired: Mapping[str, str]) -> PositionLost:

@@ -276,8 +276,8 @@ class Database:
             keyed.extend(reader.keyed(rows, rejected))
             return sum(len(row) for _, row in keyed[before:]) + len(rows) * ROW_OVERHEAD_BYTES
 
+        low, _ = self.version(session)  # before the transaction, which then has all up to it
         with self.transaction(session):
-            low, _ = self.version(session)
             rows = session.rows(*reader.chunk_query(cursor, limit))
             ended = take_portions(rows, take, CHUNK_BYTES_MAX) and count < limit
             rows.close()
