@@ -11,8 +11,7 @@ from lab.sqlserver.server import Server, listening
 
 def main() -> None:
     arguments = _arguments()
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(str(arguments.folder / "ca.pem"))
+    authority = _authority(arguments.folder)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.maximum_version = ssl.TLSVersion.TLSv1_2  # a ticket of 1.3 would come in the middle of a packet
     # python-tds looks at the common name alone, where pyOpenSSL has no extensions any more.
@@ -20,6 +19,17 @@ def main() -> None:
     server = Server(arguments.postgres, arguments.password, f"sqlserver{arguments.port}")
     with listening(arguments.port) as listener:
         server.serve(listener, context)
+
+
+def _authority(folder: Path) -> trustme.CA:
+    """The one that clients trust already, where the server was there before: they have read its certificate."""
+    certificate, key = folder / "ca.pem", folder / "ca-key.pem"
+    if key.exists():
+        return trustme.CA.from_pem(certificate.read_bytes(), key.read_bytes())
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(certificate))
+    authority.private_key_pem.write_to_path(str(key))
+    return authority
 
 
 def _arguments() -> argparse.Namespace:

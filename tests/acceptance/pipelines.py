@@ -324,10 +324,12 @@ def new_seed() -> int:
     return int(given) if given else random.SystemRandom().randrange(2**32)
 
 
-_KEYS_FOR_LOCAL_SERVERS = {
+_FOR_LOCAL_SERVERS = {
     "AWS_ACCESS_KEY_ID": ACCESS_KEY_ID,
     "AWS_SECRET_ACCESS_KEY": SECRET_ACCESS_KEY,
     "AWS_DEFAULT_REGION": REGION,
+    # Of the two ODBC drivers that mssql-python brings, the one that needs no libltdl on the machine.
+    "MSSQL_PYTHON_NATIVE_PROVIDER": os.environ.get("MSSQL_PYTHON_NATIVE_PROVIDER", "mssql-odbc"),
 }
 
 
@@ -359,7 +361,7 @@ def through_kinesis(
         PostgresRows(target_url, keys),
         source_url,
         target_url,
-        environ=dict(_KEYS_FOR_LOCAL_SERVERS),
+        environ=dict(_FOR_LOCAL_SERVERS),
     )
     pipeline.write_configuration()
     return pipeline
@@ -385,7 +387,7 @@ def into_dynamodb(
         _rows(source_url, keys),
         DynamoDbRows(dynamodb_endpoint, prefix, keys),
         source_url,
-        environ=dict(_KEYS_FOR_LOCAL_SERVERS),
+        environ=dict(_FOR_LOCAL_SERVERS),
         upwell=IMPATIENT,
     )
     pipeline.write_configuration()

@@ -17,6 +17,10 @@ _TRANSACTIONS: Final = {
     "RELEASE SAVEPOINT part": "",
 }
 _ANSWER_S: Final = 60.0
+_LOGIN_S: Final = 5.0  # python-tds tries again and again for so long
+
+# What a client gets where the server goes away, gives it up, or will not have it just now.
+LOST: Final = (pytds.OperationalError, pytds.InterfaceError, OSError)
 
 
 class SqlServerConnection:
@@ -36,6 +40,7 @@ class SqlServerConnection:
             cafile=options.get("ca"),
             validate_host=False,  # python-tds 1.17 can't with the pyOpenSSL of today
             timeout=_ANSWER_S,
+            login_timeout=_LOGIN_S,
             autocommit=True,
         )
 

@@ -13,7 +13,9 @@ def test_databases_outlive_a_restart() -> None:
         table = tracked(inside)
         for client in (owner, inside):
             client.close()
+        trusted = (server.folder / "ca.pem").read_bytes()
         server.restart()
+        assert (server.folder / "ca.pem").read_bytes() == trusted, "or a client that is just connecting is refused"
         table.client = connect("python-tds", server.url, "kept")
         table.run("UPDATE {t} SET a = 5 WHERE id = 1")
         assert table.net(1) == {1: "U 2/-"}

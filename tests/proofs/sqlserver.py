@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
 
 from lab.parts import StandinDynamoDb, StandinSqlServer
+from tests.acceptance import sqlserver_losses as losses
 from tests.acceptance.pipelines import Pipeline, into_dynamodb, new_seed, through_kinesis
 from tests.acceptance.workload import connect, create_tables
 from tests.proofs import Figures, Servers, behind_faults, kills
@@ -121,46 +121,24 @@ def _write(pipeline: Pipeline) -> None:
             workload.transaction()
 
 
-@contextmanager
-def _server(pipeline: Pipeline) -> Iterator[Callable[[str], object]]:
-    with closing(connect(pipeline.source_url)) as connection:
-        yield connection.execute
-
-
 def _truncated_table(pipeline: Pipeline) -> None:
-    with _server(pipeline) as run:
-        run("TRUNCATE TABLE stock")
+    losses.run_sql(pipeline.source_url, "TRUNCATE TABLE stock")
 
 
 def _tracking_off_for_a_while(pipeline: Pipeline) -> None:
-    with _server(pipeline) as run:
-        run("BEGIN")  # a publisher that finds a table untracked ends, and says so
-        run("ALTER TABLE item DISABLE CHANGE_TRACKING")
-        run("UPDATE item SET name = 'unseen'")
-        run("ALTER TABLE item ENABLE CHANGE_TRACKING WITH (TRACK_COLUMNS_UPDATED = ON)")
-        run("COMMIT")
+    losses.track_off_and_on(pipeline.source_url)
 
 
 def _table_made_anew(pipeline: Pipeline) -> None:
-    with _server(pipeline) as run:
-        run("BEGIN")  # a publisher that starts where there is no such table ends
-        run("DROP TABLE ledger")
-        run("CREATE TABLE ledger (entry int PRIMARY KEY, state bigint NOT NULL, note nvarchar(40))")
-        run("INSERT INTO ledger VALUES (1, 0, 'anew')")
-        run("ALTER TABLE ledger ENABLE CHANGE_TRACKING WITH (TRACK_COLUMNS_UPDATED = ON)")
-        run("COMMIT")
+    losses.make_ledger_anew(pipeline.source_url, entry=1, state=0)
 
 
 def _restored_backup(pipeline: Pipeline) -> None:
     """What was written since the backup is gone; then more is written than that was."""
-    name = urlsplit(pipeline.source_url).path.strip("/")
-    with closing(connect(in_database(pipeline.source_url, "master"))) as master:
-        master.execute(f"BACKUP DATABASE {name} TO DISK = '{name}.bak'")
-        _connect_anew(pipeline)  # the stand-in copies only what nobody uses
-        _write(pipeline)
-        for workload in pipeline.workloads:
-            workload.close()
-        master.execute(f"RESTORE DATABASE {name} FROM DISK = '{name}.bak' WITH REPLACE")
+    losses.back_up(pipeline.source_url)
+    _connect_anew(pipeline)
+    _write(pipeline)
+    losses.restore(pipeline.source_url)
     _connect_anew(pipeline)
     for _ in range(2):
         _write(pipeline)
@@ -168,10 +146,8 @@ def _restored_backup(pipeline: Pipeline) -> None:
 
 def _cleaned_up(pipeline: Pipeline) -> None:
     """Before the publisher has looked."""
-    with closing(connect(pipeline.source_url)) as connection:
-        (newest,) = connection.execute("SELECT CHANGE_TRACKING_CURRENT_VERSION()").fetchone()
-        connection.execute(f"EXEC lab.cleanup @to = {newest}")
+    losses.clean_up(pipeline.source_url)
 
 
 _LOSSES: Final = (_truncated_table, _tracking_off_for_a_while, _table_made_anew, _restored_backup, _cleaned_up)
-_ASLEEP: Final = (_restored_backup, _cleaned_up)  # while nobody reads: a restore must have the database for itself
+_ASLEEP: Final = (_restored_backup, _cleaned_up)  # while nobody reads: what is lost must not have been read before

@@ -1,51 +1,29 @@
-"""All faults at once, at random: in the end, and at every pause, each target equals its source; no row went back in
-time, nothing became a dead letter, no alarm was false.
+"""A pipeline with all that can happen to it, but for what happens to its source; the two destinations.
 
-PostgreSQL → Kinesis → PostgreSQL and SQLite → DynamoDB run side by side, each behind a fault proxy that spoils requests
-all the time. Meanwhile programs are killed, frozen and doubled, the Internet goes away, databases crash, refuse to
-write or forget, tables are truncated and altered, records are deleted, shards come and go.
-
-`make chaos ARGS="--minutes 5 --seed 7"`; a seed repeats what is done, as far as processes can be repeated.
+What befalls a source is in `sources`, and a class of a source and one of a destination make a side that can be run.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
 import random
 import re
-import shutil
 import signal
-import sys
-import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Final, Literal, LiteralString
+from dataclasses import dataclass, field
+from typing import ClassVar, Final, Literal, LiteralString
 
 import psycopg
 
 from lab.faults import FaultProxy, Kind
-from lab.parts import Lab, PostgresCluster
-from tests.acceptance.compare import Watch, await_equal, kinesis_client
-from tests.acceptance.killing import drop_slot, forget_log
-from tests.acceptance.pipelines import (
-    Pipeline,
-    Program,
-    Role,
-    explained,
-    into_dynamodb,
-    new_seed,
-    through_kinesis,
-    with_changes,
-)
-from tests.acceptance.workload import KEYS, TABLES, Writing, connect, create_tables
-from tests.proofs import Figures, Servers
-from tests.proofs.__main__ import RESULTS, written
+from lab.part import Part
+from lab.parts import PostgresCluster
+from tests.acceptance.compare import Watch, await_equal
+from tests.acceptance.pipelines import Pipeline, Program, Role, explained
+from tests.acceptance.workload import KEYS, LOST, TABLES, Writing, connect
 from tests.proofs.holes import Thief
 from tests.proofs.resharding import Stream
 
@@ -83,6 +61,8 @@ COLUMNS_MAX: Final = 12  # added by a run
 BEGUN: Final = re.compile(r"events (read|received)")  # what a program logs once it runs
 BUG: Final = re.compile(r"This is a bug|Traceback \(most recent", re.MULTILINE)
 
+Trouble = Callable[[random.Random], str]  # makes it, and says what it did
+
 
 @dataclass(frozen=True)
 class Size:
@@ -96,80 +76,12 @@ class Size:
     large_rows: int  # of a large transaction, to PostgreSQL; a tenth of it to SQLite
 
 
-SMALL: Final = Size(run_s=10, pause_every_s=60, pace_s=(0.1, 0.6), writes_per_s=20, ledger_rows=300, large_rows=1_000)
-FULL: Final = Size(
-    run_s=1800, pause_every_s=60, pace_s=(0.2, 2.5), writes_per_s=20, ledger_rows=1_500, large_rows=4_000
-)
-
-
-def run(servers: Servers, folder: Path, size: Size) -> Figures:
-    """The databases that crash are this run's own; Kinesis and DynamoDB may be shared."""
-    seed = new_seed()
-    print(f"UPWELL_TEST_SEED={seed}, logs in {folder}", flush=True)
-    with ExitStack() as stack:
-        databases = [PostgresCluster(), PostgresCluster()]
-        for database in databases:
-            stack.callback(database.close)
-            database.launch()
-        for database in databases:
-            database.await_ready()
-        chaos = Chaos(random.Random(seed), size)
-        for made in (_relational(servers, folder, seed, size, *databases), _serverless(servers, folder, seed, size)):
-            chaos.sides.append(stack.enter_context(made))
-        chaos.run()
-        return chaos.figures()
-
-
-@contextmanager
-def _relational(
-    servers: Servers, folder: Path, seed: int, size: Size, source: PostgresCluster, target: PostgresCluster
-) -> Iterator[Side]:
-    place = folder / "relational"
-    place.mkdir()
-    urls = source.create_database("source"), target.create_database("target")
-    for url in urls:
-        create_tables(url)
-    with (
-        FaultProxy(servers.kinesis, seed=seed) as wire,
-        FaultProxy(servers.dynamodb, seed=seed) as control,
-        closing(kinesis_client(servers.kinesis)) as client,
-    ):
-        pipeline = through_kinesis(place, source_url=urls[0], target_url=urls[1], kinesis_endpoint=wire.url)
-        pipeline.configuration["destination"]["kinesis"]["control_table"] = f"{pipeline.name}-control"
-        pipeline.environ["AWS_ENDPOINT_URL_DYNAMODB"] = control.url
-        pipeline.upwell = with_changes(EAGER)
-        pipeline.write_configuration()
-        stream = Stream(client, pipeline.name, random.Random(seed), at_once=False)
-        side = Relational(
-            "relational", pipeline, [wire, control], seed, size, source=source, target=target, stream=stream
-        )
-        with side.set_up():
-            yield side
-
-
-@contextmanager
-def _serverless(servers: Servers, folder: Path, seed: int, size: Size) -> Iterator[Side]:
-    place = folder / "serverless"
-    place.mkdir()
-    source = str(place / "source.db")
-    create_tables(source)
-    with FaultProxy(servers.dynamodb, seed=seed + 1) as wire:
-        pipeline = into_dynamodb(place, source_url=source, dynamodb_endpoint=servers.dynamodb)
-        pipeline.lead_through(wire.url)
-        pipeline.upwell = with_changes(PATIENT)
-        side = Serverless("serverless", pipeline, [wire], seed, size)
-        with side.set_up():
-            yield side
-
-
-# --- what can happen to a pipeline --------------------------------------------------------------------------------
-
-Trouble = Callable[[random.Random], str]  # makes it, and says what it did
-
-
 @dataclass
-class Side:
+class Side(ABC):
     """A pipeline with all that can happen to it."""
+
+    schema: ClassVar[str]  # of the source's tables
+    route: ClassVar[str]  # from where to where
 
     name: str
     pipeline: Pipeline
@@ -214,7 +126,7 @@ class Side:
         """Writers and faults."""
         for workload in self.pipeline.workloads:
             per_s = self.size.writes_per_s / len(self.pipeline.workloads)
-            self.writing.enter_context(Writing(workload, per_s, patient=self.pipeline.subscribed))
+            self.writing.enter_context(Writing(workload, per_s, patient=True))
         times = TIMES_KINESIS if self.pipeline.subscribed else 1
         for wire in self.wires:
             wire.faults.rates = {kind: times * rate for kind, rate in (RATES | SILENT).items()}
@@ -298,11 +210,11 @@ class Side:
         """In any number; at once or after a while they are started again."""
         killed = chance.sample(self.roles, chance.randint(1, len(self.roles)))
         for role in killed:
-            self._kill(role)
+            self.kill_it(role)
             self.rest_until[role] = time.monotonic() + chance.choice((0, 0, 1, 3))
         return f"SIGKILL of {' and '.join(killed)}"
 
-    def _kill(self, role: Role) -> None:
+    def kill_it(self, role: Role) -> None:
         program = self.services.pop(role, None)
         if program is not None and program.running:
             program.kill()
@@ -346,8 +258,7 @@ class Side:
         return self.later(chance.uniform(0.3, 8), "the Internet is gone", wire.restore)
 
     def resync(self, chance: random.Random) -> str:
-        schema = "public" if self.pipeline.subscribed else "main"
-        table = chance.choice([None, *(f"{schema}.{table}" for table in KEYS)])
+        table = chance.choice([None, *(f"{self.schema}.{table}" for table in KEYS)])
         self.pipeline.ask_for_resync(table)
         return f"upwell resync {table or ''}"
 
@@ -368,34 +279,61 @@ class Side:
         if self.columns == COLUMNS_MAX:
             return "no more columns"
         self.columns += 1
-        table = chance.choice(sorted(KEYS))
-        sql = f"ALTER TABLE {table} ADD COLUMN extra_{self.columns} int DEFAULT {self.columns}"
+        sql = self.added_column(chance, self.columns)
         return sql + self.on_source(sql)
-
-    def upsert(self, rows: range, note: str) -> str:
-        self.state += 1
-        values = ", ".join(f"({entry}, {self.state}, '{note}')" for entry in rows)
-        columns = "ledger (entry, state, note)"
-        return f"INSERT INTO {columns} VALUES {values} ON CONFLICT (entry) DO UPDATE SET state = excluded.state"
 
     def on_source(self, *statements: str) -> str:
         """Runs them in one transaction; says so where the source is away."""
-        try:
+
+        def run() -> None:
             with closing(connect(self.pipeline.source_url)) as source:
                 source.execute("BEGIN")
                 for statement in statements:
                     source.execute(statement)
                 source.execute("COMMIT")
-        except psycopg.OperationalError as error:
-            return f", but the source is away: {str(error).splitlines()[0]}"
+
+        return self.tried(run)
+
+    def tried(self, work: Callable[[], None]) -> str:
+        """Says so where the source is away."""
+        try:
+            work()
+        except LOST as error:
+            return f", but the source is away: {' '.join(str(error).split()) or type(error).__name__}"
         return ""
+
+    def crash(self, server: Part, name: str, chance: random.Random) -> str:
+        """A server goes down, and comes back after a while."""
+        if not server.running:
+            return f"{name} is down already"
+        if isinstance(server, PostgresCluster):
+            mode: Literal["immediate", "fast"] = chance.choice(("immediate", "immediate", "fast"))
+            if self.waits_for("SIGSTOP"):
+                mode = "immediate"  # PostgreSQL would wait for who is frozen
+            server.stop(mode)
+        else:
+            server.kill()
+        return self.later(chance.uniform(0, 4), f"{name} is down", lambda: bring_up(server))
+
+    def waits_for(self, what: str) -> bool:
+        """Whether that is still to be put right."""
+        return any(what in each for _, each, _ in self.overdue)
+
+    # --- what differs from source to source -----------------------------------------------------------------------
+
+    @abstractmethod
+    def upsert(self, rows: range, note: str) -> str:
+        """A statement that gives these rows of the ledger a state above all before, wherever they are or not."""
+
+    @abstractmethod
+    def added_column(self, chance: random.Random, number: int) -> str:
+        """A statement that adds a column, which the rows that there are have a value in."""
 
 
 @dataclass(kw_only=True)
-class Relational(Side):
-    """PostgreSQL → Kinesis → PostgreSQL."""
+class IntoPostgres(Side):
+    """→ Kinesis → PostgreSQL."""
 
-    source: PostgresCluster
     target: PostgresCluster
     stream: Stream
     thief: Thief = field(default_factory=lambda: Thief(lambda head: True, 0))
@@ -430,9 +368,6 @@ class Relational(Side):
             self.delete_a_record: 2,
             self.crash_target: 2,
             self.target_is_read_only: 2,
-            self.crash_source: 2,
-            self.drop_slot: 1,
-            self.truncate: 1,
         }
 
     def reshard(self, chance: random.Random) -> str:
@@ -444,25 +379,7 @@ class Relational(Side):
         return "a record is deleted from the stream"
 
     def crash_target(self, chance: random.Random) -> str:
-        return self._crash(self.target, "the target", chance)
-
-    def crash_source(self, chance: random.Random) -> str:
-        """In the middle of a transaction, which is undone."""
-        if not self.source.running:
-            return "the source is down already"
-        with closing(connect(self.pipeline.source_url)) as open_transaction:
-            open_transaction.execute("BEGIN")
-            open_transaction.execute(f"DELETE FROM ledger WHERE entry < {LARGE.stop}")
-            return self._crash(self.source, "the source", chance)
-
-    def _crash(self, server: PostgresCluster, name: str, chance: random.Random) -> str:
-        if not server.running:
-            return f"{name} is down already"
-        mode: Literal["immediate", "fast"] = chance.choice(("immediate", "immediate", "fast"))
-        if any("SIGSTOP" in what for _, what, _ in self.overdue):
-            mode = "immediate"  # PostgreSQL would wait for who is frozen
-        server.stop(mode)
-        return self.later(chance.uniform(0, 4), f"{name} is down ({mode})", lambda: _bring_up(server))
+        return self.crash(self.target, "the target", chance)
 
     def target_is_read_only(self, chance: random.Random) -> str:
         if not self.target.running:
@@ -475,149 +392,20 @@ class Relational(Side):
         )
 
     def _set_target(self, sql: LiteralString) -> None:
-        _bring_up(self.target)
+        bring_up(self.target)
         with self.target.connect() as administrator:
             administrator.execute(sql)
             administrator.execute("SELECT pg_reload_conf()")
 
-    def drop_slot(self, chance: random.Random) -> str:
-        """What was to be published is forgotten."""
-        if not self.source.running:
-            return "the source is down already"
-        self._kill("publish")
-        try:
-            with closing(connect(self.pipeline.source_url)) as source:
-                drop_slot(source, self.pipeline)
-        except psycopg.errors.UndefinedObject:
-            return "SIGKILL of publish, it had no slot yet"
-        return "SIGKILL of publish, its slot is dropped"
 
-    def truncate(self, chance: random.Random) -> str:
-        return "TRUNCATE ledger" + self.on_source("TRUNCATE ledger")
-
-
-class Serverless(Side):
-    """SQLite → DynamoDB."""
-
-    def troubles(self) -> dict[Trouble, int]:
-        return super().troubles() | {self.forget_log: 1, self.delete_all: 1}
+class IntoDynamoDb(Side):
+    """→ DynamoDB."""
 
     def large_rows(self, chance: random.Random) -> range:
         rows = super().large_rows(chance)
         return rows[: 1 + len(rows) // 10]
 
-    def forget_log(self, chance: random.Random) -> str:
-        """What was to be published is forgotten, and changes go unseen for a while."""
-        self._kill("publish")
-        with closing(connect(self.pipeline.source_url)) as source:
-            forget_log(source)
-        self.pipeline.run("track")
-        return "SIGKILL of publish, its log is dropped"
 
-    def delete_all(self, chance: random.Random) -> str:
-        return "DELETE FROM ledger" + self.on_source("DELETE FROM ledger")
-
-
-def _bring_up(server: PostgresCluster) -> None:
+def bring_up(server: Part) -> None:
     if not server.running:
         server.start()
-
-
-# --- the run ------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Chaos:
-    """Makes trouble until the time is over."""
-
-    chance: random.Random
-    size: Size
-    sides: list[Side] = field(default_factory=list)
-    made: Counter[str] = field(default_factory=Counter)
-    began: float = field(default_factory=time.monotonic)
-
-    def run(self) -> None:
-        """Raises AssertionError where a promise is broken."""
-        self.began = time.monotonic()
-        pauses = max(1, round(self.size.run_s / self.size.pause_every_s))
-        for number in range(1, pauses + 1):
-            for side in self.sides:
-                side.begin()
-            until = self.began + self.size.run_s * number / pauses
-            while time.monotonic() < until:
-                self._trouble()
-                self._wait(min(until, time.monotonic() + self.chance.uniform(*self.size.pace_s)))
-            for side in self.sides:
-                self._say(side, f"pause: {side.pause()}")
-        for side in self.sides:
-            side.end()
-
-    def _trouble(self) -> None:
-        side = self.chance.choice(self.sides)
-        troubles = side.troubles()
-        trouble = self.chance.choices([*troubles], [*troubles.values()])[0]
-        self._say(side, trouble(self.chance))
-        self.made[trouble.__name__.replace("_", " ")] += 1
-
-    def _wait(self, until: float) -> None:
-        while True:
-            for side in self.sides:
-                for told in side.put_right():
-                    self._say(side, told)
-                side.supervise()
-            if time.monotonic() >= until:
-                return
-            time.sleep(0.05)
-
-    def _say(self, side: Side, text: str) -> None:
-        at = datetime.now(UTC).strftime("%H:%M:%S.%f")[:-3]
-        print(f"{at} {time.monotonic() - self.began:7.1f} s {side.name}: {text}", flush=True)
-
-    def figures(self) -> Figures:
-        """Of both pipelines."""
-        requests = Counter[str]()
-        ended = Counter[str]()
-        for side in self.sides:
-            ended += side.ended
-            for wire in side.wires:
-                requests += Counter(wire.done)
-        catching_up = sorted(seconds for side in self.sides for seconds in side.catching_up_s)
-        workloads = [workload for side in self.sides for workload in side.pipeline.workloads]
-        return {
-            "troubles": _told(self.made),
-            "requests spoiled": _told(requests),
-            "transactions written": f"{sum(workload.transactions for workload in workloads):,}",
-            "pauses, each with every row equal": str(len(catching_up)),
-            "time to catch up": f"{catching_up[len(catching_up) // 2]:.1f} s, at most {catching_up[-1]:.1f} s",
-            "changes seen by the watch": f"{sum(side.watch.changes_seen for side in self.sides):,}",
-            "rows wrong, rows back in time, dead letters, false alarms": "0, 0, 0, 0",
-            "programs that could not start, and were started again": _told(ended) or "none",
-        }
-
-
-def _told(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count:,} {what}" for what, count in sorted(counts.items(), key=lambda each: -each[1]))
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.proofs.chaos")
-    parser.add_argument("--minutes", type=float, default=FULL.run_s / 60)
-    parser.add_argument("--seed", type=int, help="of an earlier run, to repeat it")
-    arguments = parser.parse_args()
-    if arguments.seed is not None:
-        os.environ["UPWELL_TEST_SEED"] = str(arguments.seed)
-    folder = Path(tempfile.mkdtemp(prefix="upwell-chaos-"))
-    size = replace(FULL, run_s=60 * arguments.minutes)
-    began = time.monotonic()
-    with Lab() as lab:
-        figures = run(Servers(lab.postgres, lab.kinesis.url, lab.dynamodb.url), folder, size)
-    shutil.rmtree(folder)  # of a run that failed it stays
-    report = written("chaos", __doc__ or "", size, figures, time.monotonic() - began)
-    print(report)
-    if arguments.minutes * 60 >= FULL.run_s:
-        (RESULTS / "chaos.md").write_text(report)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
