@@ -246,7 +246,7 @@ class SqlServerSource:
         if not more:
             self._round = None
         said = events or self._rejected or self._unreported or self._resync
-        if not said and place == self._place:
+        if not said and place.to_position() == self._position:
             return None
         self._move(place)
         window = Window(
@@ -354,6 +354,7 @@ class SqlServerSource:
         if rows:
             known = {**reader.spellings(rows), **self._place.spelled.get(table, {})}
             self._place = replace(self._place, spelled={**self._place.spelled, table: known})
+            self._states_at = 0.0  # so that the next window has a position that says it: before the chunk is sent
         self._spellings_read.add(table)
 
     def _remembered(self, spelled: _Spelled) -> _Spelled:
