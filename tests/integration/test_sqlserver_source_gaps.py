@@ -14,7 +14,9 @@ from tests.integration.sqlserver_shop import CREATE, Isolation, Shop, open_shop,
 from tests.sqlserver_databases import connect, in_database
 from upwell.errors import OperatorError, PositionLost, TransientError
 from upwell.model import Window
+from upwell.sources import sqlserver_database, sqlserver_reading
 from upwell.sources.sqlserver_marker import CREATE_SQL
+from upwell.sources.sqlserver_place import Place
 from upwell.sources.sqlserver_setup import track
 
 
@@ -286,6 +288,38 @@ def test_our_own_mark_tells_a_restore_that_the_fork_does_not(shop: Shop, sqlserv
     shop.run("UPDATE upwell_marker SET number = number - 1", "UPDATE t SET a = 5")  # as of before what was read
     assert_lost(shop, replica, "UW-MS-020", None)
     assert replica.source.health()["marker"] is True
+
+
+@needs_hooks
+def test_only_a_window_says_that_the_position_is_lost(shop: Shop) -> None:
+    """Whatever else finds it, on a connection made anew, is to be tried again: the next window then says it."""
+    shop.run(CREATE_SQL.rstrip(";"))
+    replica = shop.replica("t")
+    shop.run("INSERT INTO t VALUES (1, 1, N'a')")
+    replica.take_window()
+    shop.run("UPDATE upwell_marker SET number = number - 1")
+    shop.hook("disconnect")
+    source, schema = replica.source, replica.windows[0].schemas[0]
+    for ask in (source.head, lambda: source.chunk(schema, None, 10), lambda: source.estimate("dbo.t"), source.health):
+        for _ in range(2):  # the old connection has to break first
+            with pytest.raises(TransientError):
+                ask()
+    with pytest.raises(PositionLost):
+        replica.take_window()
+
+
+def test_our_own_mark_is_made_after_everything_that_is_read(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the last pages of a round too: the rows in them may be newer than the round."""
+    monkeypatch.setattr(sqlserver_reading, "PAGE_ROWS_MAX", 2)
+    monkeypatch.setattr(sqlserver_database, "PAGE_ROWS_MAX", 2)
+    shop.run(CREATE_SQL.rstrip(";"))
+    replica = shop.replica("t")
+    shop.run("INSERT INTO t VALUES (1, 1, N''), (2, 1, N''), (3, 1, N'')")
+    marks = []
+    for _ in range(2):
+        replica.take_window(limit=2)
+        marks.append((Place.parse(replica.position).marker, shop.value("SELECT number FROM upwell_marker")))
+    assert [saved for saved, _ in marks] == [written for _, written in marks] == [1, 2]
 
 
 def test_facts_1_and_52_tracking_off_in_the_database_is_said(shop: Shop, replica: Replica) -> None:

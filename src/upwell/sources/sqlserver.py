@@ -34,7 +34,8 @@ _setup (track, doctor). Everything was verified against the stand-in of lab/sqls
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Final
 
@@ -143,7 +144,7 @@ class SqlServerSource:
 
     def head(self) -> int:
         """See ports.Source: the database's version."""
-        with self._database.using() as session:
+        with self._aside() as session:
             return self._database.version(session)[0]
 
     def start_chunks(self) -> None:
@@ -151,7 +152,7 @@ class SqlServerSource:
 
     def chunk(self, schema: TableSchema, cursor: Cursor | None, limit: int) -> Chunk | None:
         """See ports.Source. None where the table has been altered and no window has told so yet."""
-        with self._database.using() as session:
+        with self._aside() as session:
             if not self._database.is_as_known(session, schema.table):
                 self._states_at = 0.0
                 return None
@@ -160,7 +161,7 @@ class SqlServerSource:
 
     def estimate(self, table: str) -> int | None:
         """See ports.Source: from the catalog."""
-        with self._database.using() as session:
+        with self._aside() as session:
             reader = self._database.readers.get(table)
             if reader is None:
                 return None
@@ -171,7 +172,7 @@ class SqlServerSource:
 
     def health(self) -> Mapping[str, Any]:
         """See ports.Source; docs/sqlserver.md lists the keys."""
-        with self._database.using() as session:
+        with self._aside() as session:
             states = read_states(session, [reader.table.object_id for reader in self._database.readers.values()])
             current, _ = self._database.version(session)
             done = current if self._place is None else self._place.done
@@ -189,6 +190,15 @@ class SqlServerSource:
     def close(self) -> None:
         """See ports.Source."""
         self._database.close()
+
+    @contextmanager
+    def _aside(self) -> Iterator[Session]:
+        """The connection, for what can't say that the position is lost: the next window finds the same, and says it."""
+        try:
+            with self._database.using() as session:
+                yield session
+        except PositionLost as lost:
+            raise TransientError(lost.message, code=lost.code) from lost
 
     # --- where we are ---------------------------------------------------------------------------------------------
 
@@ -236,6 +246,7 @@ class SqlServerSource:
             wanted = [Wanted(reader, cut[0] - 1, cut) for reader, cut in hungry]
             with self._database.transaction(session):
                 round_.feed(self._database.pages(session, wanted, place.tables, self._rejected))
+            place = self._marked(session, place)
         taken = round_.take(limit)
         done, inside = round_.place_after(taken)
         spelled = {table: dict(keys) for table, keys in place.spelled.items()}
@@ -284,13 +295,18 @@ class SqlServerSource:
             starts = {table: self._start_of(table, place) for table in states}
             wanted = [Wanted(database.readers[table], *start) for table, start in starts.items() if start[0] < upto]
             pages = database.pages(session, wanted, place.tables, self._rejected)
-        if upto > place.done and self._marker is not None:
-            self._marker += 1
-            marker.write(session, self._pipeline, self._marker)
-        fork = database.server.fork or place.fork
-        self._place = replace(place, fork=fork, marker=self._marker or 0)
+        place = replace(place, fork=database.server.fork or place.fork, marker=self._marker or 0)
+        self._place = self._marked(session, place) if upto > place.done else place
         self._round = Round(upto, pages)
         return True
+
+    def _marked(self, session: Session, place: Place) -> Place:
+        """The place with a new mark in the database, after what has been read: a restore that lacks that lacks it."""
+        if self._marker is None:
+            return place
+        self._marker += 1
+        marker.write(session, self._pipeline, self._marker)
+        return replace(place, marker=self._marker)
 
     def _start_of(self, table: str, place: Place) -> tuple[int, tuple[int, str] | None]:
         return start_of(table, place.done, place.inside, place.floors.get(table, 0))
