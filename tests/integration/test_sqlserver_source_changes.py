@@ -5,10 +5,12 @@ from collections.abc import Iterator
 import orjson
 import pytest
 
-from tests.contract.source_contract import Replica
+from tests.contract.source_contract import Replica, wait_for_chunk
 from tests.integration.sqlserver_shop import Shop, open_shop, selections, told, windows_until
 from tests.sqlserver_databases import connect
 from upwell.model import unpack_version
+from upwell.sources import sqlserver_database, sqlserver_reading
+from upwell.sources.sqlserver_place import Place
 from upwell.sources.sqlserver_setup import track
 
 
@@ -183,6 +185,26 @@ def test_facts_40_to_43_the_columns_that_changed_are_told_where_the_server_knows
     assert replica.take_window().events[0].changed is None
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+def test_fact_43_a_mask_is_not_told_where_it_lacks_what_changed_before(
+    shop: Shop, replica: Replica, restarted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row 1 has changed twice, and is read at the second change: by then reading is beyond the first."""
+    monkeypatch.setattr(sqlserver_reading, "PAGE_ROWS_MAX", 2)
+    monkeypatch.setattr(sqlserver_database, "PAGE_ROWS_MAX", 2)
+    shop.run("UPDATE t SET a = 9 WHERE id = 1")
+    shop.run("UPDATE t SET a = 9 WHERE id = 2", "UPDATE t SET a = 9 WHERE id = 3", "UPDATE t SET b = N'z' WHERE id = 1")
+    told = {event.key: event.changed for event in replica.take_window(limit=2).events}
+    assert told == {b"[2]": ("a",), b"[3]": ("a",)}
+    if restarted:
+        replica = shop.replica("t", position=replica.position)
+    else:
+        replica.take_window()
+    assert [(event.key, event.changed) for event in replica.windows[-1].events] == [(b"[1]", None)]
+    shop.run("UPDATE t SET a = 10 WHERE id = 1")
+    assert replica.take_window().events[0].changed == ("a",), "from then on it is known again"
+
+
 def test_fact_44_a_writers_context_is_told_as_a_hint(shop: Shop, replica: Replica) -> None:
     shop.run("WITH CHANGE_TRACKING_CONTEXT(0x0102) UPDATE t SET a = 9 WHERE id = 1", "UPDATE t SET a = 9 WHERE id = 2")
     assert [event.context for event in replica.take_window().events] == ["AQI=", None]
@@ -231,6 +253,17 @@ def test_fact_20_what_a_snapshot_spelled_is_deleted_under_that_spelling(shop: Sh
     shop.run("DELETE FROM c")
     replica.take_window()
     assert replica.rows["dbo.c"] == {}
+
+
+def test_fact_20_what_a_snapshot_spelled_is_in_the_position_before_it_is_sent(shop: Shop) -> None:
+    """The publisher reads a window between a chunk's reading and its sending."""
+    shop.tracked("c", create=CASELESS)
+    shop.run("INSERT INTO c VALUES (N'ab', 1)", "UPDATE c SET k = N'AB'")
+    replica = shop.replica("c")
+    chunk = wait_for_chunk(replica, replica.windows[0].schemas[0])
+    assert [key for key, _ in chunk.rows] == [b'["AB"]']
+    replica.take_window()
+    assert Place.parse(replica.position).spelled == {"dbo.c": {'["ab"]': '["AB"]'}}
 
 
 def test_fact_25_the_keys_order_need_not_be_the_tables(shop: Shop) -> None:

@@ -38,7 +38,7 @@ def page_of(table: str, changes: Changes, since: int, cut: Cut | None, size: int
     taken = rows[:size]
     found = [Found(v, f"[{k}]", b"[%d]" % k, b"[%d]" % k, "update", None, None) for v, k in taken]
     end = (taken[-1][0], f"[{taken[-1][1]}]") if len(rows) > size else None
-    return Page(READERS[table], found, end, 99, "")
+    return Page(READERS[table], found, end, 99, "", masks=True)
 
 
 @dataclass

@@ -62,7 +62,7 @@ from upwell.sources.sqlserver_place import SPELLINGS_MAX, History, Place, Server
 from upwell.sources.sqlserver_reading import Found, TableReader
 from upwell.sources.sqlserver_retention import health_of
 from upwell.sources.sqlserver_session import Driver, Session
-from upwell.sources.sqlserver_windows import Round, Taken, start_of
+from upwell.sources.sqlserver_windows import Cut, Round, Taken, start_of
 
 STATES_EVERY_S: Final = 1.0  # a TRUNCATE does not move the version: the tables are looked at now and then
 MASKS_PER_WINDOW_MAX: Final = 50  # of those never seen before: each costs a query
@@ -243,7 +243,7 @@ class SqlServerSource:
         assert place is not None, "it is read from a position"
         assert round_ is not None, "it has begun"
         while hungry := round_.hungry:
-            wanted = [Wanted(reader, cut[0] - 1, cut) for reader, cut in hungry]
+            wanted = [self._wanted(reader, cut[0] - 1, cut) for reader, cut in hungry]
             with self._database.transaction(session):
                 round_.feed(self._database.pages(session, wanted, place.tables, self._rejected))
             place = self._marked(session, place)
@@ -252,8 +252,9 @@ class SqlServerSource:
         spelled = {table: dict(keys) for table, keys in place.spelled.items()}
         events = self._events(session, taken, spelled)
         floors = {table: floor for table, floor in place.floors.items() if floor > done}
-        place = replace(place, done=done, inside=inside, floors=floors, spelled=self._remembered(spelled))
         more = round_.more
+        whole = (place.done if place.whole is None else place.whole) if more else None
+        place = replace(place, done=done, inside=inside, floors=floors, spelled=self._remembered(spelled), whole=whole)
         if not more:
             self._round = None
         said = events or self._rejected or self._unreported or self._resync
@@ -292,8 +293,10 @@ class SqlServerSource:
             states = database.states(session)
             place = self._settle_running(place, states, upto)
             self._place = place  # even where nothing else happens: the next window says so
-            starts = {table: self._start_of(table, place) for table in states}
-            wanted = [Wanted(database.readers[table], *start) for table, start in starts.items() if start[0] < upto]
+            starts = {table: start_of(table, place.done, place.inside, place.floors.get(table, 0)) for table in states}
+            wanted = [
+                self._wanted(database.readers[table], *start) for table, start in starts.items() if start[0] < upto
+            ]
             pages = database.pages(session, wanted, place.tables, self._rejected)
         place = replace(place, fork=database.server.fork or place.fork, marker=self._marker or 0)
         self._place = self._marked(session, place) if upto > place.done else place
@@ -308,8 +311,9 @@ class SqlServerSource:
         marker.write(session, self._pipeline, self._marker)
         return replace(place, marker=self._marker)
 
-    def _start_of(self, table: str, place: Place) -> tuple[int, tuple[int, str] | None]:
-        return start_of(table, place.done, place.inside, place.floors.get(table, 0))
+    def _wanted(self, reader: TableReader, since: int, cut: Cut | None) -> Wanted:
+        assert self._place is not None, "it is read from a position"
+        return Wanted(reader, since, cut, masks=self._place.masks_tell_all(reader.table.schema.table, since))
 
     def _settle_running(self, place: Place, states: Mapping[str, TableState], upto: int) -> Place:
         """As at the start; but that a table was truncated goes with the window, as what happened to it."""
@@ -341,7 +345,7 @@ class SqlServerSource:
                 others = _other_spellings(spelled.setdefault(table, {}), found)
                 events += [ChangeEvent(schema, DELETE, packed, time, key, None, "delete", page.high) for key in others]
             operation: Operation = DELETE if found.row is None else UPSERT
-            changed = None if found.mask is None else page.reader.changed_columns.get(found.mask)
+            changed = page.reader.changed_columns.get(found.mask) if found.mask is not None and page.masks else None
             context = None if found.context is None else b64encode(found.context).decode()
             events.append(
                 ChangeEvent(
@@ -354,7 +358,7 @@ class SqlServerSource:
         unknown = {
             (table, found.mask): page.reader
             for _, table, found, page in taken
-            if found.mask is not None and found.mask not in page.reader.changed_columns
+            if page.masks and found.mask is not None and found.mask not in page.reader.changed_columns
         }
         for (_, mask), reader in list(unknown.items())[:MASKS_PER_WINDOW_MAX]:
             assert mask is not None, "those without are not asked for"

@@ -45,6 +45,7 @@ class Wanted(NamedTuple):
     reader: TableReader
     since: int  # what changed after this version
     cut: Cut | None  # and only what follows this place
+    masks: bool  # whether they tell all: see Place.masks_tell_all
 
 
 class Database:
@@ -214,23 +215,23 @@ class Database:
         left = ROUND_BYTES_MAX
         for each in wanted:
             found, cut, size = self._page(session, each, max(PAGE_BYTES_MIN, left // 2), rejected)
-            parts.append((each.reader, found, cut))
+            parts.append((each, found, cut))
             left -= size
         high, time = self.version(session)
         now = self._known_states(session)
-        for reader, since, _ in wanted:
+        for reader, since, _, _ in wanted:
             table = reader.table.schema.table
             state = now.get(table)
             if state is None or state.begin is None or state.min_valid is None:
                 raise _came_between(table)
             if state.history != histories[table] or state.min_valid > since:
                 raise _came_between(table)
-        return [Page(reader, found, cut, high, time) for reader, found, cut in parts]
+        return [Page(each.reader, found, cut, high, time, each.masks) for each, found, cut in parts]
 
     def _page(
         self, session: Session, wanted: Wanted, bytes_max: int, rejected: list[Rejection]
     ) -> tuple[list[Found], Cut | None, int]:
-        reader, since, cut = wanted
+        reader, since, cut, _ = wanted
         found: list[Found] = []
         last: Sequence[Any] = ()
         count = size = 0

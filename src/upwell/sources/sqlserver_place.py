@@ -40,6 +40,13 @@ class Place:
     floors: Mapping[str, int] = field(default_factory=dict)  # table → nothing up to this version is wanted of it
     # table → key as change tracking spells it → as the row had it when it was published: 'b' was updated to 'B'
     spelled: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    # Where the last round ended; None: at `done`. Of a key whose newest change is beyond `done`, those after this one
+    # have not been told: a mask that is relative to `done` may lack some of them.
+    whole: int | None = None
+
+    def masks_tell_all(self, table: str, since: int) -> bool:
+        """Whether the mask of a change after version `since` has every column that changed since it was last told."""
+        return since <= max(self.done if self.whole is None else self.whole, self.floors.get(table, 0))
 
     def to_position(self) -> Position:
         """As the checkpoint keeps it."""
@@ -56,6 +63,8 @@ class Place:
             saved["floors"] = dict(self.floors)
         if any(self.spelled.values()):
             saved["spelled"] = {table: dict(keys) for table, keys in self.spelled.items() if keys}
+        if self.whole is not None:
+            saved["whole"] = self.whole
         return Position(orjson.dumps(saved).decode())
 
     @classmethod
@@ -73,6 +82,7 @@ class Place:
                 tables={table: (h[0], h[1], h[2]) for table, h in saved["tables"].items()},
                 floors=saved.get("floors", {}),
                 spelled=saved.get("spelled", {}),
+                whole=saved.get("whole"),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise OperatorError(

@@ -28,6 +28,7 @@ class Page:
     cut: Cut | None  # None: these are all up to the round's `upto`
     high: int  # the database's version after it was read: no row of it is newer
     time: str  # when it was read, by the server's clock
+    masks: bool  # whether its masks tell all: see Place.masks_tell_all
 
     @property
     def table(self) -> str:
