@@ -19,6 +19,7 @@ from upwell.errors import TransientError
 from upwell.model import unpack_version
 from upwell.sources import sqlserver_database, sqlserver_reading, sqlserver_session
 from upwell.sources.sqlserver_place import Place
+from upwell.sources.sqlserver_reading import ROW_OVERHEAD_BYTES
 from upwell.sources.sqlserver_session import Driver, Session
 
 
@@ -119,6 +120,24 @@ def test_a_version_over_several_tables_goes_table_by_table(shop: Shop) -> None:
         if replica.windows[-1].complete:
             break
     assert [len(rows) for rows in replica.rows.values()] == [50, 50, 50]
+
+
+def test_what_waits_of_many_tables_is_bounded_together(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backlog of tables that changed by turns: the next page of one is as large as the others leave room for."""
+    monkeypatch.setattr(sqlserver_database, "ROUND_BYTES_MAX", 40_000)
+    monkeypatch.setattr(sqlserver_database, "PAGE_BYTES_MIN", 1_000)
+    tables = ["a", "b", "c", "d", "e", "f"]
+    shop.tracked(*tables)
+    replica = shop.replica(*tables)
+    for n in range(60):
+        shop.together(" ".join(f"INSERT INTO {table} VALUES ({n}, 1, NULL), ({n + 500}, 1, NULL);" for table in tables))
+    most = 0
+    while replica.commit < shop.version():
+        replica.take_window(limit=10)
+        round_ = replica.source._round  # type: ignore[attr-defined]
+        most = max(most, 0 if round_ is None else len([*round_._waiting, *round_._ready]) * ROW_OVERHEAD_BYTES)
+    assert [len(replica.of(f"dbo.{table}")) for table in tables] == [120] * 6
+    assert most < 40_000 + 6 * 1_000 + 6 * 8 * ROW_OVERHEAD_BYTES, "of each page at most a portion more"
 
 
 # --- writers beside it --------------------------------------------------------------------------------------------

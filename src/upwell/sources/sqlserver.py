@@ -245,7 +245,7 @@ class SqlServerSource:
         while hungry := round_.hungry:
             wanted = [self._wanted(reader, cut[0] - 1, cut) for reader, cut in hungry]
             with self._database.transaction(session):
-                round_.feed(self._database.pages(session, wanted, place.tables, self._rejected))
+                round_.feed(self._database.pages(session, wanted, place.tables, self._rejected, held=round_.held))
             place = self._marked(session, place)
         taken = round_.take(limit)
         done, inside = round_.place_after(taken)
@@ -297,7 +297,7 @@ class SqlServerSource:
             wanted = [
                 self._wanted(database.readers[table], *start) for table, start in starts.items() if start[0] < upto
             ]
-            pages = database.pages(session, wanted, place.tables, self._rejected)
+            pages = database.pages(session, wanted, place.tables, self._rejected, held=0)
         place = replace(place, fork=database.server.fork or place.fork, marker=self._marker or 0)
         self._place = self._marked(session, place) if upto > place.done else place
         self._round = Round(upto, pages)

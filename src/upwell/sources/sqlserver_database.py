@@ -205,14 +205,21 @@ class Database:
     # --- pages ----------------------------------------------------------------------------------------------------
 
     def pages(
-        self, session: Session, wanted: Sequence[Wanted], histories: Mapping[str, History], rejected: list[Rejection]
+        self,
+        session: Session,
+        wanted: Sequence[Wanted],
+        histories: Mapping[str, History],
+        rejected: list[Rejection],
+        *,
+        held: int,
     ) -> list[Page]:
         """These pages, proven to be whole: their tables' histories are `histories`, and nothing was cleaned up.
 
-        Within a `transaction`. Raises TransientError where something came in between: look again.
+        Within a `transaction`; `held`: how many bytes of the round wait already. Raises TransientError where something
+        came in between: look again.
         """
         parts = []
-        left = ROUND_BYTES_MAX
+        left = ROUND_BYTES_MAX - held
         for each in wanted:
             found, cut, size = self._page(session, each, max(PAGE_BYTES_MIN, left // 2), rejected)
             parts.append((each, found, cut))

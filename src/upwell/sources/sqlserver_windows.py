@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 from upwell.sources.sqlserver_place import Inside
-from upwell.sources.sqlserver_reading import Found, TableReader
+from upwell.sources.sqlserver_reading import ROW_OVERHEAD_BYTES, Found, TableReader
 
 Cut = tuple[int, str]  # (version, key) of the last row of a page that was cut there
 
@@ -67,6 +68,11 @@ class Round:
     def more(self) -> bool:
         """Whether there is more to take, read already or not."""
         return bool(self._ready or self._cuts)
+
+    @property
+    def held(self) -> int:
+        """How many bytes have been read and not taken, about."""
+        return sum(len(taken.found.row or b"") + ROW_OVERHEAD_BYTES for taken in chain(self._waiting, self._ready))
 
     def feed(self, pages: Sequence[Page]) -> None:
         """Their next pages."""
