@@ -5,12 +5,13 @@ Each takes away one rule of docs/delivery.md; its docstring says which. `planted
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Final
 from unittest import mock
 
+from tests.simulation import checks
 from tests.simulation.direct import Items
 from tests.simulation.source import SimSource
 from tests.simulation.state import SimState
@@ -20,6 +21,7 @@ from upwell.model import LOWEST_VERSION, UPSERT, ChangeEvent, TablePhase, pack_v
 from upwell.pipeline import applier, publisher, snapshot
 from upwell.pipeline.applier import Applier
 from upwell.pipeline.delivery import Delivery
+from upwell.pipeline.heartbeats import Heartbeats, _Asked
 from upwell.pipeline.publisher import Publisher
 from upwell.ports import Request
 
@@ -27,9 +29,9 @@ Patch = AbstractContextManager[Any]
 BUGS: Final[dict[str, Callable[[], Patch]]] = {}
 
 
-def planted(name: str | None) -> Patch:
+def planted(name: str | None, bugs: Mapping[str, Callable[[], Patch]] = BUGS) -> Patch:
     """The named bug, for as long as the context lasts."""
-    return nullcontext() if name is None else BUGS[name]()
+    return nullcontext() if name is None else bugs[name]()
 
 
 def bug(plant: Callable[[], Patch]) -> Callable[[], Patch]:
@@ -611,3 +613,34 @@ def write_without_guard() -> Patch:
 def delete_without_tombstone() -> Patch:
     """A delete leaves nothing behind that would stop a late write."""
     return instead(Items, "tombstones", False)
+
+
+# --- how old the data is --------------------------------------------------------------------------------------------
+
+
+@bug
+def heartbeat_before_head() -> Patch:
+    """A heartbeat says that all is there up to now, before all that the source had was read."""
+    return instead(_Asked, "commit", property(lambda asked: 0, lambda asked, commit: None))
+
+
+@bug
+def heartbeat_before_durable() -> Patch:
+    """Into a destination without lanes' order a heartbeat goes before what it speaks of is durable."""
+    return instead(Heartbeats, "_is_true", lambda self, asked, frontier, done: frontier.commit >= asked.commit)
+
+
+@bug
+def heartbeat_despite_hole() -> Patch:
+    """A heartbeat counts in a lane of which records are missing."""
+    return instead(applier, "vouches", lambda row, damaged: True)
+
+
+@bug
+def heartbeat_across_resyncs() -> Patch:
+    """Lanes that have a resync behind them are believed about those that do not: it may have ended another one."""
+
+    def believing(original: Any) -> Any:
+        return lambda rows: original([{**row, "newest_resync": 0} for row in rows])
+
+    return around(checks, "freshness", believing)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Final
 
 import orjson
@@ -10,6 +12,7 @@ import orjson
 from tests.simulation.direct import Items
 from tests.simulation.source import Address, Change, Database, Row
 from tests.simulation.state import SimState
+from upwell.heartbeat import HEARTBEAT_TABLE, freshness
 from upwell.model import (
     ChangeEvent,
     Checkpoint,
@@ -55,6 +58,8 @@ class Checks:
         self.overlap = False
         self._unordered = False
         self._epoch_sent = 0
+        self._rows: dict[Address, Row | None] = {}  # the rows that a reader sees
+        self._beats: dict[tuple[Value, ...], Row] = {}  # the heartbeat rows that a reader sees
         self._at: dict[Address, int] = {}  # where in its history a reader of the target last saw a row
         self._incarnations: dict[int, int] = {}  # epoch → the database's incarnation
         self._verified: dict[int, int] = {}  # incarnation → everything up to this commit is known to be durable
@@ -73,9 +78,13 @@ class Checks:
 
     def seen(self, table: str, key: tuple[Value, ...], row: Row | None) -> None:
         """A row of the target has a new state: one that the source had too, later than those seen before."""
+        if table == HEARTBEAT_TABLE:
+            self._check_freshness(key, row)
+            return
         id_ = key[0]
         assert isinstance(id_, int)
         address = table, id_
+        self._rows[address] = row
         history = self.database.history.get(address, [None])
         if address in self.database.poisoned and row is None:
             return
@@ -93,6 +102,22 @@ class Checks:
             return row.get("n") == state["n"]
         return all(row.get(name) == value for name, value in state.items())
 
+    def _check_freshness(self, key: tuple[Value, ...], beat: Row | None) -> None:
+        """A reader is told how old the data is: what the source had then, or something newer, is there."""
+        assert beat is not None, "nobody deletes them"
+        self._beats[key] = beat
+        said = freshness(list(self._beats.values()))
+        if said is None:
+            return
+        as_of = datetime.fromisoformat(said.as_of).timestamp()
+        for address, since in self.database.since.items():
+            table, id_ = address
+            if not said.complete(table) or table not in self._saved.tables or address in self.database.poisoned:
+                continue
+            row, then = self._rows.get(address), bisect_left(since, as_of) - 1  # the state at that time
+            if not any(self._same(address, row, state) for state in self.database.history[address][then:]):
+                raise Violation(f"{table} {id_}: said to be as of {said.as_of}, but {row} is older")
+
     # --- what the publisher sends -----------------------------------------------------------------------------------
 
     def sending(self, lane: int, term: int, seq: int, items: Sequence[LaneItem]) -> None:
@@ -106,6 +131,8 @@ class Checks:
                 self._check_content(item)
 
     def _check_content(self, event: ChangeEvent) -> None:
+        if event.schema.table == HEARTBEAT_TABLE:
+            return  # time goes on while nothing is committed; an older one that lands late is still true
         identity = event.schema.table, event.key, event.version, event.schema.hash
         if self._contents.setdefault(identity, event.row) != event.row:
             raise Violation(f"{event.schema.table} {event.key!r}: one version, two contents")

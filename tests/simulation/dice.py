@@ -59,6 +59,7 @@ SETTINGS: Final[dict[str, tuple[Any, ...]]] = {
     "errands": (0.02, 0.5),  # how often repairs are asked for
     "remembered": (4, 1000),  # how many keys of delivered transactions
     "shown": (0.05, 0.5),  # how soon a commit that only the log tells of is seen by all
+    "heartbeat_s": (None, 25.0, 100.0),
     "haste": (0.2, 1, 5),  # of a publisher that has a successor
 }
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import orjson
 
-from tests.simulation.dice import Dice
+from tests.simulation.dice import Dice, SimClock
 from upwell.errors import PositionLost, TransientError
 from upwell.model import (
     DELETE,
@@ -85,9 +85,10 @@ class Transaction:
 class Database:
     """The user's database, and the truth about it."""
 
-    def __init__(self, dice: Dice, tables: Sequence[str], ids: int, *, filtered: bool) -> None:
+    def __init__(self, dice: Dice, clock: SimClock, tables: Sequence[str], ids: int, *, filtered: bool) -> None:
         """`filtered`: only those rows of FILTERED that pass FILTER are to leave."""
         self._dice = dice
+        self._clock = clock
         self.filtered = filtered
         self._ids = ids
         self.incarnation = 1
@@ -102,6 +103,7 @@ class Database:
         self.open: list[Transaction] = []
         self.unseen: list[Transaction] = []  # committed
         self.history: dict[Address, list[Row | None]] = {}  # every state that a row was in; None: there was none
+        self.since: dict[Address, list[float]] = {}  # when each of these states began
         self.poisoned: set[Address] = set()
         self._states = 0
         self._backup: tuple[int, dict[str, TableSchema], dict[str, dict[int, Row]]] | None = None
@@ -239,6 +241,7 @@ class Database:
         """A new state in the row's history, as who sees only the rows that leave has it."""
         leaves = row is not None and self.leaves(table, row)
         self.history.setdefault((table, id_), [None]).append(row if leaves else None)
+        self.since.setdefault((table, id_), [0.0]).append(self._clock.now())
 
     def leaves(self, table: str, row: Row) -> bool:
         """Whether the row passes the filter: FILTER, in Python."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from tests.simulation.dice import Dice
 from tests.simulation.source import REFUSED, Row
 from upwell.errors import Rejected, TransientError, UniqueConflict
+from upwell.heartbeat import HEARTBEAT_TABLE
 from upwell.model import DeadLetter, TableSchema, Value
 from upwell.ports import LaneState, Request, ResyncState
 
@@ -67,7 +68,8 @@ class SimTarget:
 
     def _commit(self, after: Tables) -> None:
         before, self.tables = self.tables, after
-        for table in after.rows:
+        # A heartbeat speaks of the other rows, which are seen at the same time.
+        for table in sorted(after.rows, key=lambda table: table == HEARTBEAT_TABLE):
             old, new = before.visible(table), after.visible(table)
             for key in old.keys() | new.keys():
                 if old.get(key) != new.get(key):
@@ -172,7 +174,7 @@ class SimTransaction:
 
     def _holder(self, table: str, key: Key, row: Row) -> Key | None:
         """The key of another row that has the row's unique value."""
-        if row["u"] is None:
+        if row.get("u") is None:
             return None
         return next(
             (other for other, r in self.tables.rows[table].items() if r["u"] == row["u"] and other != key), None

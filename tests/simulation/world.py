@@ -75,7 +75,7 @@ class World:
         self.lanes: int = dice.setting("lanes")
         self.ids: int = dice.setting("ids")
         self.moments: int = dice.setting("moments")
-        self.database = Database(dice, TABLES, self.ids, filtered=dice.setting("filtered"))
+        self.database = Database(dice, self.clock, TABLES, self.ids, filtered=dice.setting("filtered"))
         self.checks = checks = Checks(self.database)
         self.state = checks.state = SimState(dice, checks.saving)
         self.control = SimControl(dice)
@@ -95,6 +95,7 @@ class World:
             chunk_rows_max=dice.setting("chunk_rows_max"),
             pending_bytes_max=dice.setting("pending_bytes_max"),
             checkpoint_every_s=dice.setting("checkpoint_every_s"),
+            heartbeat_s=dice.setting("heartbeat_s"),
         )
         self.often: dict[str, float] = {
             name: dice.setting(name) for name in ("subscribers", "background", "errands", "shown", "haste")
@@ -313,7 +314,7 @@ class World:
 
     def _check_memory(self, process: Process) -> None:
         settings = self.settings
-        markers = 2 * self.lanes * len(self._tables)
+        markers = self.lanes * (2 * len(self._tables) + 1)  # and a heartbeat
         bound = settings.pending_bytes_max + (settings.window_events_max + settings.chunk_rows_max + markers) * 500
         if process.publisher.delivery.pending_bytes > bound:
             raise Violation(f"{process.publisher.delivery.pending_bytes} bytes pending, {bound} allowed")

@@ -17,6 +17,7 @@ from upwell.clock import iso_time
 from upwell.envelope import letter_payload
 from upwell.errors import OperatorError, PositionLost, TransientError
 from upwell.failpoints import failpoint
+from upwell.heartbeat import HEARTBEAT
 from upwell.lanes import DEFAULT_LANES
 from upwell.mapping import Mapping
 from upwell.model import (
@@ -38,6 +39,7 @@ from upwell.model import (
     unpack_version,
 )
 from upwell.pipeline.delivery import Delivery
+from upwell.pipeline.heartbeats import Heartbeats
 from upwell.pipeline.progress import Progress, advanced, begun, initial_tables, next_epoch, resync_reason
 from upwell.pipeline.snapshot import DeliveredKeys, rows_to_send
 from upwell.ports import Clock, ControlChannel, Request, Sink, Source, StateStore
@@ -67,6 +69,7 @@ class PublisherSettings:
     pending_bytes_max: int = 48 * 1024 * 1024
     checkpoint_every_s: float = 0.5
     poll_interval_s: float = 1.0
+    heartbeat_s: float | None = None  # how often the other end is told how old its data is; None: never
 
 
 class Publisher:
@@ -115,6 +118,12 @@ class Publisher:
         self._repairs: Future[Sequence[Request]] | None = None
         self._renew_at = 0.0
         self._requests_at = self._repairs_at = self._sweep_at = self._checkpoint_at = 0.0
+        self._heartbeats = None
+        if settings.heartbeat_s is not None:
+            every_lane = sink.carries_markers
+            self._heartbeats = Heartbeats(
+                settings.pipeline, settings.lanes, settings.heartbeat_s, clock, every_lane=every_lane
+            )
         self.caught_up = False  # the source had nothing more and all of it is in the checkpoint
         self.last_gap = ""
 
@@ -144,6 +153,8 @@ class Publisher:
             rng=self._rng,
         )
         self._adopt(self._sources.values())
+        if self._heartbeats is not None:
+            self._sink.prepare([HEARTBEAT])
         if any(table.phase != TablePhase.STREAM for table in saved.tables.values()):
             self._sweep_at = self._opened_at + SWEEP_AFTER_START_S
         self._start()
@@ -203,6 +214,8 @@ class Publisher:
         self._frontier = replace(self._frontier, epoch=self._checkpoint.epoch, position=position, commit=commit)
         self._complete = self._started = True
         self._forget_chunk()
+        if self._heartbeats is not None:
+            self._heartbeats.forget()
         self._open_resyncs()
 
     def _position_lost(self, lost: PositionLost) -> None:
@@ -273,7 +286,10 @@ class Publisher:
         self._publish(window)
         self._started = True
         self._snapshot()
-        self.caught_up = not window.more and self.delivery.idle and self._unsaved is None and not self._busy_tables()
+        self._beat()
+        told = self._heartbeats is None or not self._heartbeats.waiting
+        durable = self.delivery.idle and self._unsaved is None
+        self.caught_up = not window.more and durable and told and not self._busy_tables()
         return True
 
     def _renew(self) -> None:
@@ -324,15 +340,21 @@ class Publisher:
         self._offer(events, position=window.position, commit=window.commit)
         failpoint("publisher.offered")
 
+    def _beat(self) -> None:
+        if self._heartbeats is None or not self._started or not self._between_transactions():
+            return
+        rows = self._heartbeats.due(self._source.head, self._frontier, self.done)
+        if rows:
+            self._offer(rows, events=self._frontier.events)  # they are none of the source's
+
     def _offer(self, items: Sequence[LaneItem], **changed: Any) -> None:
         last = items[-1] if items else None
-        self._frontier = replace(
-            self._frontier,
-            number=self._frontier.number + 1,
-            events=self._frontier.events + len(items),
-            time=last.time if isinstance(last, ChangeEvent) and last.was != "read" else self._frontier.time,
-            **changed,
-        )
+        known: dict[str, Any] = {
+            "number": self._frontier.number + 1,
+            "events": self._frontier.events + len(items),
+            "time": last.time if isinstance(last, ChangeEvent) and last.was != "read" else self._frontier.time,
+        }
+        self._frontier = replace(self._frontier, **(known | changed))
         self.delivery.offer(items, self._frontier)
 
     # --- what came back ---------------------------------------------------------------------------------------
