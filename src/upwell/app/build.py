@@ -335,6 +335,7 @@ def publisher_settings(pipeline: Pipeline) -> PublisherSettings:
         on_gap=pipeline.source().on_gap,
         pending_bytes_max=int(pipeline.config.limits.memory * PENDING_SHARE),
         poll_interval_s=min(pipeline.source().poll_interval, WAIT_S_MAX),
+        heartbeat_s=pipeline.heartbeat_s,
     )
 
 
