@@ -120,28 +120,31 @@ def _body(table: Table, side: str) -> str:
 def changes(table: Table, since: str) -> str:
     """CHANGETABLE(CHANGES …) as a query: the net change of each key after `since`, which is NULL for all.
 
-    The first and the last entry of a key are found as (version, number, operation); the entries themselves are looked
-    up for a mask or a context only, and only for rows that are sent.
+    The first and the last entry of a key are found by their numbers: of one key these rise as the versions do, because
+    who changes a row waits until the one before has committed. A number has the operation in its last bits, so that the
+    entries themselves are looked up for a mask or a context only, and only for rows that are sent.
     """
-    side, key, order = f"sides.ct_{table.oid}", listed(table.key), "ORDER BY c.version, tds_seq"
-    entry = "ARRAY[c.version, tds_seq, ascii(tds_op::text)]"
+    side, key, order = f"sides.ct_{table.oid}", listed(table.key), "ORDER BY tds_seq"
+    entry = "tds_seq << 7 | ascii(tds_op::text)"
     # Of a key that was written in several ways, the first.
     keys = ", ".join(
         f"(array_agg({quoted(n)} {order}))[1] AS {quoted(n)}" if table.columns[n].kind.textual else quoted(n)
         for n in table.key
     )
-    masks = f"""SELECT tds.mask(tds.together(m.tds_columns ORDER BY c.version, m.tds_seq))
+    masks = f"""SELECT tds.mask(tds.together(m.tds_columns ORDER BY m.tds_seq))
           FROM {side} m JOIN tds.commits c ON c.xid = m.tds_xid
           WHERE c.version > coalesce({since}, 0) AND {_same_key(table, "m", "folded")}"""
     return f"""
-      SELECT tds_last[1] AS sys_change_version, sys_change_creation_version,
-        CASE WHEN tds_last[3] = ascii('D') THEN 'D' WHEN tds_first[3] = ascii('I') THEN 'I' ELSE 'U' END::varchar
+      SELECT sys_change_version, sys_change_creation_version,
+        CASE WHEN tds_last & 127 = ascii('D') THEN 'D' WHEN tds_first & 127 = ascii('I') THEN 'I' ELSE 'U' END::varchar
           AS sys_change_operation,
         CASE WHEN NOT tds_plain THEN NULL WHEN tds_first <> tds_last THEN ({masks})
-             ELSE (SELECT tds_mask FROM {side} WHERE tds_seq = tds_last[2]) END AS sys_change_columns,
-        CASE WHEN tds_said THEN (SELECT tds_context FROM {side} WHERE tds_seq = tds_last[2]) END AS sys_change_context,
+             ELSE (SELECT tds_mask FROM {side} WHERE tds_seq = tds_last >> 7) END AS sys_change_columns,
+        CASE WHEN tds_said THEN (SELECT tds_context FROM {side} WHERE tds_seq = tds_last >> 7) END
+          AS sys_change_context,
         {key}
-      FROM (SELECT max({entry}) AS tds_last, min({entry}) AS tds_first, bool_or(tds_context IS NOT NULL) AS tds_said,
+      FROM (SELECT max(c.version) AS sys_change_version, max({entry}) AS tds_last, min({entry}) AS tds_first,
+              bool_or(tds_context IS NOT NULL) AS tds_said,
               max(c.version) FILTER (WHERE tds_op IN ('I', 'R')) AS sys_change_creation_version,
               bool_and(tds_op = 'U' AND tds_columns IS NOT NULL) AS tds_plain, {keys}
             FROM tds.commits c JOIN {side} ON tds_xid = c.xid
