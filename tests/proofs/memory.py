@@ -257,7 +257,7 @@ def _once(pipeline: Pipeline, figures: dict[str, str], what: str, size: Size) ->
     program = pipeline.start("publish", "--once")
     peak, deadline = 0.0, time.monotonic() + size.within_s
     while program.running:
-        peak = max(peak, _memory_mb(program, "VmHWM"))
+        peak = max(peak, memory_mb(program, "VmHWM"))
         assert time.monotonic() < deadline, f"{what}: not done within {size.within_s} s"
         time.sleep(0.02)
     code = program.wait(1)
@@ -271,7 +271,7 @@ def _note(
     """The most that each has had since the last look, and what it has now."""
     for role, program in (("publisher", publisher), ("subscriber", subscriber)):
         if program is not None:
-            peak, now = _memory_mb(program, "VmHWM"), _memory_mb(program, "VmRSS")
+            peak, now = memory_mb(program, "VmHWM"), memory_mb(program, "VmRSS")
             Path(f"/proc/{program.pid}/clear_refs").write_text("5")  # VmHWM begins anew
             _check(figures, f"{what}: {role}, peak", peak, size)
             figures[f"{what}: {role}, at the end"] = f"{now:.0f} MB"
@@ -283,7 +283,7 @@ def _check(figures: dict[str, str], what: str, peak: float, size: Size) -> None:
     assert peak <= size.bound_mb, f"{what}: {peak:.0f} MB resident; {size.bound_mb} MB allowed"
 
 
-def _memory_mb(program: Program, which: str) -> float:
+def memory_mb(program: Program, which: str) -> float:
     """A figure of /proc/PID/status; 0 where the process has just ended."""
     try:
         status = Path(f"/proc/{program.pid}/status").read_text()
@@ -298,7 +298,7 @@ def _await_flat(program: Program) -> None:
     deadline = time.monotonic() + 60
     most, since = 0.0, time.monotonic()
     while time.monotonic() - since < 2:
-        now = _memory_mb(program, "VmRSS")
+        now = memory_mb(program, "VmRSS")
         if now > most + 1:
             most, since = now, time.monotonic()
         assert time.monotonic() < deadline, f"memory grows on and on: {now:.0f} MB"
