@@ -16,10 +16,10 @@ from tests.contract.sqlserver_clients import needs_hooks
 from tests.integration.sqlserver_shop import CREATE, Isolation, Shop, open_shop, told, windows_until
 from tests.sqlserver_databases import connect
 from upwell.errors import TransientError
-from upwell.model import unpack_version
+from upwell.model import Rejection, unpack_version
 from upwell.sources import sqlserver_database, sqlserver_reading, sqlserver_session
 from upwell.sources.sqlserver_place import Place
-from upwell.sources.sqlserver_reading import ROW_OVERHEAD_BYTES
+from upwell.sources.sqlserver_reading import ROW_OVERHEAD_BYTES, Found, Rows, TableReader
 from upwell.sources.sqlserver_session import Driver, Session
 
 
@@ -295,6 +295,34 @@ def test_an_idle_look_costs_one_statement_and_moves_nothing(shop: Shop, replica:
     window = replica.take_window(wait_s=0.01)
     assert (window.events, window.position, window.complete) == ([], position, True)
     assert Place.parse(position).done == shop.version()
+
+
+def test_what_can_not_travel_is_told_once_however_often_its_page_is_read(
+    shop: Shop, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL, below the stand-in, can't store half a surrogate."""
+    database = replica.source._database  # type: ignore[attr-defined]
+    found, looked_at = sqlserver_reading.TableReader.found, database._known_states
+    fails = iter([False, True, False, True])
+
+    def refusing(reader: TableReader, rows: Rows, rejected: list[Rejection]) -> list[Found]:
+        rejected.append(Rejection("dbo.t", "[1]", "no Unicode"))
+        return [each for each in found(reader, rows, rejected) if each.key != b"[1]"]
+
+    def failing(session: Session) -> object:
+        if next(fails, False):
+            raise TransientError("not now")
+        return looked_at(session)
+
+    monkeypatch.setattr(sqlserver_reading.TableReader, "found", refusing)
+    monkeypatch.setattr(database, "_known_states", failing)
+    shop.run("UPDATE t SET a = 7")
+    for _ in range(2):
+        with pytest.raises(TransientError):
+            replica.take_window()
+    window = replica.take_window()
+    assert [event.key for event in window.events] == [b"[2]", b"[3]"]
+    assert len(window.rejected) == 1
 
 
 # --- instants, made to happen -------------------------------------------------------------------------------------

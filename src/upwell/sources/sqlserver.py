@@ -56,7 +56,14 @@ from upwell.model import (
 )
 from upwell.ports import Clock
 from upwell.sources import sqlserver_marker as marker
-from upwell.sources.sqlserver_catalog import TableState, check_server, read_estimates, read_states, read_version
+from upwell.sources.sqlserver_catalog import (
+    TableState,
+    check_server,
+    known_of,
+    read_estimates,
+    read_states,
+    read_version,
+)
 from upwell.sources.sqlserver_database import Database, Wanted
 from upwell.sources.sqlserver_place import SPELLINGS_MAX, History, Place, Server, settled, why_lost
 from upwell.sources.sqlserver_reading import Found, TableReader
@@ -66,6 +73,7 @@ from upwell.sources.sqlserver_windows import Cut, Round, Taken, start_of
 
 STATES_EVERY_S: Final = 1.0  # a TRUNCATE does not move the version: the tables are looked at now and then
 MASKS_PER_WINDOW_MAX: Final = 50  # of those never seen before: each costs a query
+MASKS_KNOWN_MAX: Final = 10_000  # of a table
 
 _Spelled = dict[str, dict[str, str]]
 
@@ -133,7 +141,7 @@ class SqlServerSource:
                 with self._database.using() as session:
                     window = self._window(session, limit)
             except BaseException:
-                self._round = None
+                self._round, self._rejected = None, []  # both are read again
                 raise
             if window is not None:
                 return window
@@ -222,7 +230,7 @@ class SqlServerSource:
 
     def _settle(self, place: Place, states: Mapping[str, TableState], current: int) -> Place:
         """The place as the tables allow it. Raises PositionLost, once, for those that have lost something."""
-        found = settled(place, _known_of(states), current)
+        found = settled(place, known_of(states), current)
         lost = {**found.unseen, **found.expired}
         marks = {(table, found.place.tables[table], place.done) for table in lost}
         if marks - self._told:
@@ -320,7 +328,7 @@ class SqlServerSource:
         for name, reader in self._database.readers.items():
             if reader.table.schema != self._published.get(name):
                 self._unreported[name] = self._published[name] = reader.table.schema
-        found = settled(place, _known_of(states), upto)
+        found = settled(place, known_of(states), upto)
         if found.expired:
             self._told |= {(table, found.place.tables[table], place.done) for table in found.expired}
             raise _lost({}, found.expired)
@@ -362,6 +370,8 @@ class SqlServerSource:
         }
         for (_, mask), reader in list(unknown.items())[:MASKS_PER_WINDOW_MAX]:
             assert mask is not None, "those without are not asked for"
+            if len(reader.changed_columns) >= MASKS_KNOWN_MAX:
+                reader.changed_columns.clear()
             self._database.learn_mask(session, reader, mask)
 
     def _read_spellings(self, session: Session, reader: TableReader) -> None:
@@ -392,15 +402,6 @@ def _other_spellings(spelled: dict[str, str], found: Found) -> list[bytes]:
     if found.row is not None and found.tracked != key:
         spelled[found.tracked] = key
     return [other.encode() for other in dict.fromkeys((found.tracked, known)) if other is not None and other != key]
-
-
-def _known_of(states: Mapping[str, TableState]) -> dict[str, tuple[History, int]]:
-    """table → (its history, its minimum valid version), as far as that is known."""
-    return {
-        table: (state.history, state.min_valid)
-        for table, state in states.items()
-        if state.begin is not None and state.min_valid is not None
-    }
 
 
 def _check_coherent(states: Mapping[str, TableState], current: int) -> None:

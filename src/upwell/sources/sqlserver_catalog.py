@@ -6,7 +6,7 @@ A catalog view shows what the login may see: a table that is missing may be one 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -37,10 +37,9 @@ class TableState(NamedTuple):
     side: int  # object id of its side table; 0: not visible
 
     @property
-    def history(self) -> History:
-        """See sqlserver_place.History; only of a table that is tracked."""
-        assert self.begin is not None, "it is tracked"
-        return self.object_id, self.begin, self.side
+    def tracked(self) -> bool:
+        """Whether its changes can be read: it is tracked, and we may see that."""
+        return self.begin is not None and self.min_valid is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +158,15 @@ def read_states(session: Session, object_ids: Iterable[int] | None = None) -> li
         if row[2] != MARKER
     ]
     return sorted(states, key=lambda state: state.name)
+
+
+def known_of(states: Mapping[str, TableState]) -> dict[str, tuple[History, int]]:
+    """table → (its history, its minimum valid version), of those that are tracked."""
+    return {
+        table: ((state.object_id, state.begin, state.side), state.min_valid)
+        for table, state in states.items()
+        if state.begin is not None and state.min_valid is not None
+    }
 
 
 def _listed(numbers: Iterable[int]) -> str:
@@ -377,7 +385,7 @@ def tracking_is_off(server: Server) -> OperatorError:
 
 def check_tracked(session: Session, state: TableState) -> None:
     """Raises OperatorError where the table's changes can't be read: it is not tracked, or we have no right to."""
-    if state.min_valid is not None and state.begin is not None:
+    if state.tracked:
         return
     name = quoted(*state.name)
     row = session.one(f"SELECT HAS_PERMS_BY_NAME({literal(name)}, 'OBJECT', 'VIEW CHANGE TRACKING')")

@@ -15,6 +15,7 @@ from upwell.ports import Clock
 from upwell.sources.sqlserver_catalog import (
     TableState,
     check_tracked,
+    known_of,
     may_see_times,
     missing,
     read_server,
@@ -156,7 +157,7 @@ class Database:
         states = read_states(session)
         chosen, self.untracked = [], []
         for state, selection in select(states, self._selections):
-            if (state.begin is not None and state.min_valid is not None) or not need_tracking:
+            if state.tracked or not need_tracking:
                 chosen.append((state, selection))
             elif has_wildcard(selection.pattern):
                 self.untracked.append(str(state.name))
@@ -184,7 +185,7 @@ class Database:
             return self.load(session, strict=False)
         found = self._known_states(session)
         if any(
-            table not in found or found[table].altered != reader.table.altered or found[table].min_valid is None
+            table not in found or found[table].altered != reader.table.altered or not found[table].tracked
             for table, reader in self.readers.items()
         ):
             return self.load(session, strict=False)
@@ -218,6 +219,8 @@ class Database:
         Within a `transaction`; `held`: how many bytes of the round wait already. Raises TransientError where something
         came in between: look again.
         """
+        if not wanted:
+            return []
         parts = []
         left = ROUND_BYTES_MAX - held
         for each in wanted:
@@ -225,14 +228,15 @@ class Database:
             parts.append((each, found, cut))
             left -= size
         high, time = self.version(session)
-        now = self._known_states(session)
-        for reader, since, _, _ in wanted:
+        now = known_of(self._known_states(session))
+        for reader, since, *_ in wanted:
             table = reader.table.schema.table
-            state = now.get(table)
-            if state is None or state.begin is None or state.min_valid is None:
-                raise _came_between(table)
-            if state.history != histories[table] or state.min_valid > since:
-                raise _came_between(table)
+            history, min_valid = now.get(table, (None, 0))
+            if history != histories[table] or min_valid > since:
+                raise TransientError(
+                    f"The changes of {table} were cleaned up, or its tracking turned off, while they were read.",
+                    code="UW-MS-018",
+                )
         return [Page(each.reader, found, cut, high, time, each.masks) for each, found, cut in parts]
 
     def _page(
@@ -292,9 +296,3 @@ class Database:
             high, time = self.version(session)
         after = None if ended else reader.cursor_after(last)
         return Chunk(reader.table.schema, keyed, after, high, low.__ge__, time, rejected)
-
-
-def _came_between(table: str) -> TransientError:
-    return TransientError(
-        f"The changes of {table} were cleaned up, or its tracking turned off, while they were read.", code="UW-MS-018"
-    )
