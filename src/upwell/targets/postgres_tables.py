@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Final
 
 from upwell.errors import OperatorError
+from upwell.heartbeat import HEARTBEAT_TABLE
 from upwell.model import TableName, TableSchema
 from upwell.targets.postgres_session import Session, ident, literal
 from upwell.targets.postgres_types import target_type
@@ -44,7 +45,7 @@ def target_name(schema: TableSchema) -> TableName:
                 code="UW-PT-030",
                 remedy="Give a shorter name with `to:` or `rename:` in the configuration.",
             )
-    if name.schema == OWN_SCHEMA:
+    if name.schema == OWN_SCHEMA and schema.table != HEARTBEAT_TABLE:
         raise OperatorError(
             f"{schema.table} would become {name} in the target, where {OWN_SCHEMA} is upwell's own schema.",
             code="UW-PT-039",
