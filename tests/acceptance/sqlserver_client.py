@@ -19,8 +19,9 @@ _TRANSACTIONS: Final = {
 _ANSWER_S: Final = 60.0
 _LOGIN_S: Final = 5.0  # python-tds tries again and again for so long
 
-# What a client gets where the server goes away, gives it up, or will not have it just now.
-LOST: Final = (pytds.OperationalError, pytds.InterfaceError, OSError)
+# What a client gets where the server goes away, gives it up, or will not have it just now. A commit that was under way
+# may be done only after the client has come back and looked, so that a key is there which was not.
+LOST: Final = (pytds.OperationalError, pytds.InterfaceError, pytds.IntegrityError, OSError)
 
 
 class SqlServerConnection:
