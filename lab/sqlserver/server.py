@@ -257,6 +257,8 @@ class Connection:
         except SqlError as error:
             answer = Answer(self.link)
             answer.error(error)
+            if error.number == 4060:
+                answer.error(SqlError(18456, f"Login failed for user '{login.user}'.", severity=14))
             answer.done(None, failed=True)
             answer.end()
             return False

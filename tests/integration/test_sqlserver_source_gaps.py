@@ -14,9 +14,10 @@ from tests.integration.sqlserver_shop import CREATE, Isolation, Shop, open_shop,
 from tests.sqlserver_databases import connect, in_database
 from upwell.errors import OperatorError, PositionLost, TransientError
 from upwell.model import Window
-from upwell.sources import sqlserver_database, sqlserver_reading
+from upwell.sources import sqlserver_database, sqlserver_reading, sqlserver_session
 from upwell.sources.sqlserver_marker import CREATE_SQL
 from upwell.sources.sqlserver_place import Place
+from upwell.sources.sqlserver_session import Address, Driver
 from upwell.sources.sqlserver_setup import track
 
 
@@ -370,13 +371,18 @@ def test_facts_46_and_67_missing_rights_are_told_from_missing_tracking(shop: Sho
     shop.run(f"DROP USER {user}", f"DROP LOGIN {user}")
 
 
-def test_a_login_that_is_not_right_and_a_database_that_is_not_there(shop: Shop) -> None:
-    name = shop.value("SELECT DB_NAME()")
-    for url, code in [
-        (in_database(shop.url, name, user="sa", password="wrong"), "UW-MS-002"),
-        (in_database(shop.url, "gone"), "UW-MS-003"),
-    ]:
-        with pytest.raises(OperatorError) as refused:
+@pytest.mark.parametrize("driver", ["mssql-python", "python-tds"])
+def test_who_can_not_get_in_is_told_why(shop: Shop, driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlserver_session, "LOGIN_TIMEOUT_S", 3)
+    shop.driver = driver
+    name, port = shop.value("SELECT DB_NAME()"), Address.parse(shop.url).port
+    cases: list[tuple[str, type[OperatorError | TransientError], str]] = [
+        (in_database(shop.url, name, user="sa", password="wrong"), OperatorError, "UW-MS-002"),
+        (in_database(shop.url, "gone"), OperatorError, "UW-MS-003"),
+        (shop.url.replace(f":{port}/", ":1/"), TransientError, "UW-MS-007"),
+    ]
+    for url, kind, code in cases:
+        with pytest.raises(kind) as refused:
             shop.source("t", url=url).tables()
         assert refused.value.code == code
         assert "wrong" not in str(refused.value)

@@ -20,6 +20,8 @@ class _Meaning(NamedTuple):
     remedy: str = ""
 
 
+LOGIN_FAILED: Final = 18456
+
 _SNAPSHOT_OFF: Final = _Meaning(
     TransientError,
     "UW-MS-015",
@@ -40,7 +42,7 @@ _BROKEN: Final = _Meaning(TransientError, "UW-MS-010", "The connection to SQL Se
 _NO_TABLE: Final = _Meaning(TransientError, "UW-MS-043", "A table or column of {where} is not there any more: {text}.")
 
 _BY_NUMBER: Final[dict[int, _Meaning]] = {
-    18456: _Meaning(
+    LOGIN_FAILED: _Meaning(
         OperatorError,
         "UW-MS-002",
         "SQL Server at {where} does not accept the user or the password.",
@@ -94,8 +96,8 @@ _BREAKS: Final = re.compile(
 _NUMBERS: Final = tuple(
     (number, re.compile(pattern, re.IGNORECASE))
     for number, pattern in (
-        (18456, r"login failed for user"),
-        (4060, r"cannot open database"),
+        (4060, r"cannot open database"),  # the next one follows it
+        (LOGIN_FAILED, r"login failed for user"),
         (1205, r"was deadlocked on"),
         (1222, r"lock request time ?out period exceeded"),
         (22105, r"change tracking is not enabled on table"),
@@ -141,7 +143,11 @@ def meaning(number: int, text: str, where: str) -> UpwellError:
             found.sentence.format(where=where, text=one_line(text)), code=found.code, remedy=found.remedy
         )
     if not number and re.search(r"time ?out|timed out", text, re.IGNORECASE):
-        return TransientError(f"SQL Server at {where} did not answer in time.", code="UW-MS-014")
+        return TransientError(
+            f"SQL Server at {where} did not answer in time.",
+            code="UW-MS-014",
+            remedy="Where it sorts a large backlog: ?read_timeout=600 in source.url",
+        )
     if not number and _BREAKS.search(text):
         return TransientError(f"The connection to SQL Server at {where} broke: {one_line(text)}.", code="UW-MS-010")
     if number in _LASTING:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from upwell.errors import ConfigError, OperatorError, UpwellError
-from upwell.sources.sqlserver_errors import meaning, number_of, one_line, unreachable
+from upwell.sources.sqlserver_errors import LOGIN_FAILED, meaning, number_of, one_line, unreachable
 from upwell.sources.sqlserver_types import Parameter
 
 if TYPE_CHECKING:
@@ -268,7 +268,11 @@ class PythonTds:
 
     def number(self, error: BaseException) -> tuple[int, str]:
         """See DriverPort."""
-        return getattr(error, "number", 0) or 0, getattr(error, "text", "") or str(error)
+        if isinstance(error, TimeoutError) and error.__cause__ is not None:
+            error = error.__cause__  # it has tried for as long as it may, and says nothing itself
+        number, text = getattr(error, "number", 0) or 0, getattr(error, "text", "") or str(error)
+        # Of several errors it has the last one's number; that one follows "cannot open database".
+        return number_of(str(error)) if number == LOGIN_FAILED else number, text
 
 
 _TRUST_LOCK: Final = threading.Lock()
@@ -343,12 +347,11 @@ def load_driver(driver: Driver) -> DriverPort:
 
 
 class Session:
-    """A connection that translates errors. What raised is of no more use: close it and connect anew."""
+    """A connection that translates errors. It is of use after an OperatorError only, and in no transaction then."""
 
     def __init__(self, driver: DriverPort, address: Address, connection: Any) -> None:
         self._driver, self._connection = driver, connection
         self.address = address
-        self.server_time = ""
 
     @classmethod
     def connect(cls, driver: DriverPort, address: Address) -> Session:
@@ -357,14 +360,19 @@ class Session:
         for host, port in address.hosts:
             try:
                 session = cls(driver, address, driver.connect(address, host, port))
-                session._prepare()
-                return session
             except driver.errors as error:
                 number, text = driver.number(error)
                 failed = meaning(number, text, str(address)) if number else unreachable(text, str(address))
                 failed.__cause__ = error
                 if isinstance(failed, OperatorError):
                     raise failed from error
+                continue
+            try:
+                session._prepare()
+                return session
+            except BaseException:
+                session.close()
+                raise
         assert failed is not None, "there is at least one host"
         raise failed
 
