@@ -7,6 +7,7 @@ re-sends behind our back. Here a call is one attempt, and what goes wrong become
 from __future__ import annotations
 
 import email.utils
+import os
 import threading
 import time
 import urllib.request
@@ -340,7 +341,8 @@ class Place:
 
         session = botocore.session.Session()
         try:
-            region = region or session.get_config_variable("region")
+            # AWS_REGION is what its newer tools and its containers know; botocore does not.
+            region = region or os.environ.get("AWS_REGION") or session.get_config_variable("region")
             ca_bundle = ca_bundle or session.get_config_variable("ca_bundle")
             if region is None and endpoint_url is None:
                 raise OperatorError(

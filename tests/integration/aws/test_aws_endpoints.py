@@ -27,6 +27,13 @@ def test_region_and_endpoint_come_from_the_environment(monkeypatch: pytest.Monke
     assert AwsService("dynamodb", "us-east-1").endpoint_url == "https://dynamodb-fips.us-east-1.amazonaws.com"
 
 
+def test_both_names_of_the_region_are_known_and_the_newer_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_REGION", "eu-north-1")
+    assert AwsService("kinesis").region == "eu-north-1"
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
+    assert AwsService("kinesis").region == "eu-north-1"
+
+
 def test_without_a_region_nothing_starts() -> None:
     with pytest.raises(OperatorError) as raised:
         AwsService("kinesis")
