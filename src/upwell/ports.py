@@ -20,6 +20,7 @@ from upwell.model import (
     DeadLetter,
     LaneItem,
     Lease,
+    Marker,
     Position,
     Rejection,
     TableSchema,
@@ -293,6 +294,67 @@ class Target(Protocol):
 
     def close(self) -> None:
         """Free connections; never raises."""
+
+
+class ItemSink(Protocol):
+    """Where a subscriber writes rows that have no transaction around them: each with its version, by which what is
+    older is refused. A row is written when `send` says so, whatever happens to the others.
+    """
+
+    parcels_max: int  # a call's limit
+
+    def pack(self, lane: int, term: int, seq: int, after: tuple[int, int] | None, items: Sequence[LaneItem]) -> Parcel:
+        """See Sink."""
+
+    def send(self, parcels: Sequence[Parcel]) -> Sequence[TransientError | None]:
+        """See Sink."""
+
+    def prepare(self, schemas: Sequence[TableSchema]) -> None:
+        """See Sink."""
+
+    def sweep_page(self, schema: TableSchema, before: Version, cursor: str | None) -> tuple[int, str | None]:
+        """Remove what is older than `before` from the next part of the table; how many that were, and where the part
+        after it begins. None: at the table's beginning, or its end.
+        """
+
+
+@dataclass(slots=True)
+class Sweep:
+    """All lanes of a resync are closed: what is older than it is to go."""
+
+    cursor: str | None  # from here on; None: from the table's beginning
+
+
+class LaneStore(Protocol):
+    """What a subscriber knows of lanes and resyncs beside a target without transactions.
+
+    Each write is atomic by itself and durable when it returns. Several subscribers may be at it at once: nothing here
+    is locked, so nothing may go back to what it was. Raises TransientError or OperatorError.
+    """
+
+    def lanes(self, pipeline: str, lanes: Sequence[int]) -> dict[int, LaneState]:
+        """As saved last, by whomever; a lane never seen has a new one."""
+
+    def save_lanes(self, pipeline: str, states: Mapping[int, LaneState]) -> None:
+        """Move the watermarks; one that has come further by (term, sequence) stays."""
+
+    def open_resync(self, pipeline: str, table: str, resync: int) -> None:
+        """It has begun, in at least one lane."""
+
+    def close_lane(self, pipeline: str, marker: Marker) -> Sweep | None:
+        """All of the resync in this lane is durable; what that makes due. Closed again, it is closed.
+
+        A newer resync that has been opened meanwhile changes nothing: what is older than this one has to go in any case.
+        """
+
+    def swept(self, pipeline: str, marker: Marker, cursor: str | None) -> None:
+        """What is older than the resync has gone up to here; None: all of it."""
+
+    def add_dead_letters(self, pipeline: str, letters: Sequence[DeadLetter]) -> None:
+        """Keep them; equal ones (table, key, version) once. Their `id` is ignored and given anew."""
+
+    def ask_repair(self, pipeline: str, request: Request) -> None:
+        """Keep the request until it has been handed to the control channel."""
 
 
 class ShardCheckpoints(Protocol):

@@ -41,6 +41,7 @@ SOURCE_SCHEMES: Final = {  # → dialect
     "sqlite": "sqlite",
 }
 TARGET_SCHEMES: Final = {"postgresql": "postgresql", "postgres": "postgresql"}
+SUBSCRIBER_SCHEMES: Final = {**TARGET_SCHEMES, "dynamodb": "dynamodb"}
 _LATER_SCHEMES: Final = ("mssql", "sqlserver", "mysql", "mariadb", "dynamodb")
 MASK_KEY_BYTES_MIN: Final = 16
 CURSOR_KEY_BYTES_MIN: Final = 32
@@ -115,6 +116,10 @@ def _check_url(url: str, schemes: Mapping[str, str]) -> None:
         if not rest.startswith("/") or len(rest) < 2:
             raise ValueError("must name a file: sqlite:///shop.db beside this file, sqlite:////srv/shop.db anywhere")
         return
+    if scheme == "dynamodb":
+        if not re.fullmatch(_PREFIX.pattern, rest):
+            raise ValueError(f"must be dynamodb://PREFIX; the prefix {_PREFIX.sentence}")
+        return
     try:
         parts = urlsplit(url)
         parts.port  # noqa: B018 - reading it checks it
@@ -180,7 +185,8 @@ PipelineName = Annotated[
 ]
 StreamName = Annotated[str, _Form(r"[a-zA-Z0-9_.-]{1,128}", "must be 1 to 128 letters, digits, _, . or -")]
 DynamoDbName = Annotated[str, _Form(r"[a-zA-Z0-9_.-]{3,255}", "must be 3 to 255 letters, digits, _, . or -")]
-NamePrefix = Annotated[str, _Form(r"[a-zA-Z0-9_.-]{0,128}", "must be at most 128 letters, digits, _, . or -")]
+_PREFIX: Final = _Form(r"[a-zA-Z0-9_.-]{0,128}", "must be at most 128 letters, digits, _, . or -")
+NamePrefix = Annotated[str, _PREFIX]
 SlotName = Annotated[str, _Form(r"[a-z0-9_]{1,63}", "must be 1 to 63 lower-case letters, digits or _")]
 BucketName = Annotated[
     str,
@@ -342,16 +348,35 @@ class DestinationSettings(Settings):
 
 
 class SubscriberSettings(Settings):
-    """The database to which `upwell subscribe` applies the changes."""
+    """The database to which `upwell subscribe`, or the subscriber on Lambda, applies the changes."""
 
-    target: Annotated[SecretStr, _database_url(TARGET_SCHEMES)]
-    """Where it is: `postgresql://USER:${PASSWORD}@HOST:5432/DATABASE`."""
+    target: Annotated[SecretStr, _database_url(SUBSCRIBER_SCHEMES)]
+    """Where it is: `postgresql://USER:${PASSWORD}@HOST:5432/DATABASE`, or `dynamodb://PREFIX`: tables whose names begin
+    with PREFIX, in the stream's region (another address: AWS_ENDPOINT_URL_DYNAMODB). See dynamodb.md."""
     create_tables: bool = True
     """Create the tables that are missing."""
     schema_changes: Literal["apply", "halt"] = "apply"
-    """What to do where a table gets a new column: add it to the target, or stop and wait for a person."""
+    """What to do where a table gets a new column: add it to the target, or stop and wait for a person. Items take any
+    attribute: DynamoDB knows only `apply`."""
     ordering: Literal["key"] = "key"
     """`key`: the changes of a row stay in order, different rows travel independently."""
+    iam_auth: bool = False
+    """PostgreSQL in RDS or Aurora: log in with an IAM token in place of a password, made anew for each connection. The
+    URL has no password then; TLS is needed (`?sslmode=verify-full&sslrootcert=FILE`)."""
+
+    @property
+    def kind(self) -> str:
+        """postgresql or dynamodb."""
+        return SUBSCRIBER_SCHEMES[self.target.get_secret_value().partition("://")[0]]
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> SubscriberSettings:
+        items, url = self.kind == "dynamodb", urlsplit(self.target.get_secret_value())
+        if items and (self.schema_changes == "halt" or self.iam_auth):
+            raise PydanticCustomError("choice", "takes `schema_changes: halt` and `iam_auth` for PostgreSQL only")
+        if self.iam_auth and (url.password or re.search(r"sslmode=(disable|allow|prefer)\b", url.query)):
+            raise PydanticCustomError("choice", "takes `iam_auth` with TLS and without a password in the URL")
+        return self
 
 
 class DynamoDbItem(Settings):

@@ -57,16 +57,16 @@ class Items:
                 if before is None or before.row is None:
                     return
                 row = {**before.row, **row}
-        self._put(address, Item(event.version, row))
+        self.put(address, Item(event.version, row))
 
     def sweep(self, table: str, before: Version) -> int:
         """Tombstones for the items that are older; they keep the sweep's version, so that nothing older comes back."""
         old = [a for a, item in self.items.items() if a[0] == table and item.version < before and item.row is not None]
         for address in old:
-            self._put(address, Item(before, None))
+            self.put(address, Item(before, None))
         return len(old)
 
-    def _put(self, address: Address, item: Item) -> None:
+    def put(self, address: Address, item: Item) -> None:
         if item.row is None and not self.tombstones:
             self.items.pop(address, None)
         else:

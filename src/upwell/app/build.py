@@ -12,21 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from upwell.aws import AwsService
-from upwell.claims import Claims
+from upwell.app.build_cloud import applying, aws_service, bucket, claims, control, relay_repairs, templates
 from upwell.clock import SystemClock
 from upwell.config import Pipeline
 from upwell.errors import ConfigError, OperatorError
-from upwell.items import KeyTemplates
 from upwell.lanes import DEFAULT_LANES
 from upwell.mapping import Mapping as RowMapping
 from upwell.mapping import check_targets
 from upwell.model import Finding, Inspected, TableName, TableSchema, TableSelection
-from upwell.pipeline.applier import Applier
 from upwell.pipeline.publisher import Publisher, PublisherSettings
 from upwell.pipeline.subscriber import WORKING_BYTES, Subscriber
-from upwell.ports import Clock, ControlChannel, Request, Sink, Source
-from upwell.s3 import S3Bucket
+from upwell.ports import Clock, Request, Sink, Source
 from upwell.sinks.dynamodb import DynamoDbSink
 from upwell.sinks.kinesis import KinesisSink
 from upwell.sinks.stdout import StdoutSink
@@ -34,11 +30,8 @@ from upwell.sources import postgres_setup, sqlite_setup, sqlserver_setup
 from upwell.sources.postgres import PostgresSource
 from upwell.sources.sqlite import SqliteSource
 from upwell.sources.sqlserver import SqlServerSource
-from upwell.state.dynamodb_control import DynamoDbControl
 from upwell.state.sqlite import SqliteState
 from upwell.streams.kinesis import KinesisStream
-from upwell.targets.postgres import PostgresTarget
-from upwell.targets.postgres_shards import PostgresShardCheckpoints
 
 # A source that tells by itself is not polled; longer waits would only make stopping slow.
 WAIT_S_MAX: Final = 2.0
@@ -152,66 +145,6 @@ def mapping(pipeline: Pipeline) -> RowMapping:
 # --- destinations -------------------------------------------------------------------------------------------------
 
 
-def aws_service(pipeline: Pipeline) -> AwsService | None:
-    """The AWS service of the destination; None where it is none of AWS's. Raises ConfigError or OperatorError."""
-    destination = pipeline.destination()
-    settings = destination.kinesis or destination.dynamodb
-    if settings is None:
-        return None
-    service = "kinesis" if destination.kinesis else "dynamodb"
-    return _aws_service(pipeline, service, settings.region, settings.endpoint_url)
-
-
-def _aws_service(pipeline: Pipeline, service: str, region: str | None, endpoint_url: str | None) -> AwsService:
-    proxy, ca_bundle = _way(pipeline)
-    return AwsService(service, region, endpoint_url=endpoint_url, proxy=proxy, ca_bundle=ca_bundle)
-
-
-def _way(pipeline: Pipeline) -> tuple[str | None, str | None]:
-    """How to come to AWS from here: the proxy, the file of certificates."""
-    proxy, ca_bundle = pipeline.destination().proxy, pipeline.destination().ca_bundle
-    return (
-        None if proxy is None else proxy.get_secret_value(),
-        None if ca_bundle is None else str(pipeline.file.absolute().parent / ca_bundle),
-    )
-
-
-def bucket(pipeline: Pipeline) -> S3Bucket | None:
-    """The bucket of the claim check; None where none is configured. Raises ConfigError or OperatorError."""
-    destination = pipeline.destination()
-    settings = destination.kinesis or destination.dynamodb
-    if settings is None or settings.claim_check is None:
-        return None
-    check = settings.claim_check
-    proxy, ca_bundle = _way(pipeline)
-    return S3Bucket(
-        check.bucket,
-        settings.region,
-        kms_key=check.kms_key,
-        endpoint_url=check.endpoint_url,
-        proxy=proxy,
-        ca_bundle=ca_bundle,
-    )
-
-
-def claims(pipeline: Pipeline, store: S3Bucket | None) -> Claims | None:
-    """The pipeline's part of the bucket."""
-    destination = pipeline.destination()
-    settings = destination.kinesis or destination.dynamodb
-    if store is None or settings is None or settings.claim_check is None:
-        return None
-    return Claims(store, settings.claim_check.prefix, pipeline.name)
-
-
-def control(pipeline: Pipeline, clock: Clock) -> DynamoDbControl | None:
-    """How subscribers ask the publisher for repairs; None where that is not configured."""
-    settings = pipeline.destination().kinesis
-    if settings is None or settings.control_table is None:
-        return None
-    service = _aws_service(pipeline, "dynamodb", settings.region, None)
-    return DynamoDbControl(service, clock, settings.control_table)
-
-
 def _kinesis(pipeline: Pipeline, clock: Clock, tables: Sequence[TableSchema]) -> Sink:
     settings, service = pipeline.destination().kinesis, aws_service(pipeline)
     assert settings is not None
@@ -228,11 +161,11 @@ def _kinesis(pipeline: Pipeline, clock: Clock, tables: Sequence[TableSchema]) ->
 
 
 def _dynamodb(pipeline: Pipeline, clock: Clock, tables: Sequence[TableSchema]) -> Sink:
-    return dynamodb_sink(pipeline, clock, tables)
+    return dynamodb_sink(pipeline, clock)
 
 
-def dynamodb_sink(pipeline: Pipeline, clock: Clock, tables: Sequence[TableSchema]) -> DynamoDbSink:
-    """The DynamoDB destination, for `tables` of the source. Raises ConfigError."""
+def dynamodb_sink(pipeline: Pipeline, clock: Clock) -> DynamoDbSink:
+    """The DynamoDB destination. Raises ConfigError."""
     settings, service = pipeline.destination().dynamodb, aws_service(pipeline)
     assert settings is not None
     assert service is not None
@@ -240,23 +173,12 @@ def dynamodb_sink(pipeline: Pipeline, clock: Clock, tables: Sequence[TableSchema
         service,
         clock,
         table_prefix=settings.table_prefix,
-        templates=_templates(pipeline, tables),
+        templates=templates(pipeline),
         nulls=settings.nulls,
         deletes=settings.deletes,
         create_tables=settings.create_tables,
         claims=claims(pipeline, bucket(pipeline)),
     )
-
-
-def _templates(pipeline: Pipeline, tables: Sequence[TableSchema]) -> dict[str, KeyTemplates]:
-    """source table → its key templates."""
-    found = {}
-    for table in tables:
-        rule = pipeline.rule(table.table)
-        for owner, item in pipeline.items:
-            if owner is rule:
-                found[table.table] = KeyTemplates(item.table, item.partition_key, item.sort_key)
-    return found
 
 
 def _stdout(pipeline: Pipeline, clock: Clock, tables: Sequence[TableSchema]) -> Sink:
@@ -356,47 +278,24 @@ def in_background(work: Callable[[], Any]) -> Future[Any]:
 # --- the subscriber -----------------------------------------------------------------------------------------------
 
 
-def target(pipeline: Pipeline) -> PostgresTarget:
-    """The configured target database; connects to nothing yet."""
-    settings = pipeline.subscriber()
-    return PostgresTarget(
-        settings.target.get_secret_value(),
-        create_tables=settings.create_tables,
-        schema_changes=settings.schema_changes,
-    )
-
-
 @contextmanager
 def subscriber(pipeline: Pipeline, stop: threading.Event) -> Iterator[Subscriber]:
     """The configured subscriber; its parts are closed in the end. Raises UpwellError."""
-    settings = pipeline.destination().kinesis
-    if settings is None or settings.format != "packed":
-        raise ConfigError(
-            f"{pipeline.file} has no `destination.kinesis` with `format: packed`, which `upwell subscribe` reads.",
-            code="UW-CF-012",
-        )
-    clock = SystemClock(stop)
+    clock, rng = SystemClock(stop), random.Random()  # noqa: S311 - it spreads retries, it keeps no secret
     with ExitStack() as closing_up:
-        to = target(pipeline)
-        closing_up.callback(to.close)
-        service = aws_service(pipeline)
+        parts = closing_up.enter_context(applying(pipeline, clock, rng))
+        settings, service = pipeline.destination().kinesis, aws_service(pipeline)
+        assert settings is not None
         assert service is not None
         closing_up.callback(service.close)
-        repairs = control(pipeline, clock)
-        if repairs is not None:
-            closing_up.callback(repairs.close)
-        large = claims(pipeline, bucket(pipeline))
-        if large is not None:
-            closing_up.callback(large.close)
-        to.check()
         yield Subscriber(
             settings.stream,
             stream=KinesisStream(service, settings.stream),
-            applier=Applier(pipeline.name, to, clock, large),
-            checkpoints=PostgresShardCheckpoints(to),
-            relay_repairs=lambda: relay_repairs(pipeline, to, repairs),
+            applier=parts.applier,
+            checkpoints=parts.checkpoints,
+            relay_repairs=lambda: relay_repairs(pipeline, parts.target, parts.repairs, _ask_here),
             clock=clock,
-            rng=random.Random(),  # noqa: S311 - it spreads retries, it keeps no secret
+            rng=rng,
             stop=stop,
             working_shards=working_shards(pipeline.config.limits.memory),
         )
@@ -405,19 +304,6 @@ def subscriber(pipeline: Pipeline, stop: threading.Event) -> Iterator[Subscriber
 def working_shards(memory_bytes: int) -> int:
     """How many shards may be read and applied at the same time."""
     return max(1, int((memory_bytes - PROGRAM_BYTES) / WORKING_BYTES))
-
-
-def relay_repairs(pipeline: Pipeline, to: PostgresTarget, repairs: ControlChannel | None) -> None:
-    """Hand what the target lacks to the publisher: through the control table, or its state file on this machine.
-
-    Without either they stay with the target, whose status shows them, until somebody runs `upwell resync`.
-    """
-    for request in to.pending_repairs(pipeline.name):
-        if repairs is not None:
-            repairs.ask(pipeline.name, request)
-        elif not _ask_here(pipeline, request):
-            return
-        to.repair_handed_over(pipeline.name, request.id)
 
 
 def _ask_here(pipeline: Pipeline, request: Request) -> bool:

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 
 import orjson
 
-from upwell.app import build
+from upwell.app import build, build_cloud
+from upwell.clock import SystemClock
 from upwell.config import Pipeline
 from upwell.envelope import ReceivedEvent, unpack_record
 from upwell.errors import ConfigError, Rejected
@@ -47,7 +48,7 @@ class _OfPublisher:
 class _OfTarget:
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline.name
-        self._target = build.target(pipeline)
+        self._target = build_cloud.target(pipeline, SystemClock())
 
     def all(self) -> Sequence[DeadLetter]:
         return self._target.dead_letters(self._pipeline)

@@ -11,7 +11,7 @@ from typing import Any, Final
 import click
 import orjson
 
-from upwell.app import build
+from upwell.app import build, build_cloud
 from upwell.app.logs import visible
 from upwell.aws import AwsService
 from upwell.aws_errors import ServiceRefusal
@@ -45,8 +45,7 @@ def findings(pipeline: Pipeline) -> Iterator[Finding]:
     if config.destination is not None:
         yield from _destination(pipeline, schemas, sends=config.source is not None)
     if config.subscriber is not None:
-        with closing(build.target(pipeline)) as target:
-            yield from target.findings(schemas)
+        yield from _target(pipeline, schemas)
 
 
 def show_findings(found: Iterable[Finding], *, as_json: bool) -> set[str]:
@@ -137,7 +136,7 @@ def _state(pipeline: Pipeline) -> Finding:
 
 def _destination(pipeline: Pipeline, schemas: Sequence[TableSchema], *, sends: bool) -> Iterator[Finding]:
     try:
-        service = build.aws_service(pipeline)
+        service = build_cloud.aws_service(pipeline)
     except UpwellError as error:
         yield Finding.of_error(error)
         return
@@ -237,7 +236,24 @@ def _allowed(service: AwsService, action: str, request: dict[str, Any], stream: 
 
 def _items(pipeline: Pipeline, schemas: Sequence[TableSchema]) -> Iterator[Finding]:
     try:
-        with closing(build.dynamodb_sink(pipeline, SystemClock(), schemas)) as sink:
+        with closing(build.dynamodb_sink(pipeline, SystemClock())) as sink:
+            yield from sink.findings(schemas)
+    except UpwellError as error:
+        yield Finding.of_error(error)
+
+
+def _target(pipeline: Pipeline, schemas: Sequence[TableSchema]) -> Iterator[Finding]:
+    """What the subscriber will need of its target; its tables only where the source can be asked which there are."""
+    if pipeline.subscriber().kind != "dynamodb":
+        with closing(build_cloud.relational(pipeline)) as target:
+            yield from target.findings(schemas)
+        return
+    try:
+        with (
+            closing(build_cloud.lanes(pipeline, SystemClock())) as lanes,
+            closing(build_cloud.item_sink(pipeline, SystemClock())) as sink,
+        ):
+            yield from lanes.findings()
             yield from sink.findings(schemas)
     except UpwellError as error:
         yield Finding.of_error(error)
@@ -246,8 +262,8 @@ def _items(pipeline: Pipeline, schemas: Sequence[TableSchema]) -> Iterator[Findi
 def _claim_check(pipeline: Pipeline, *, sends: bool) -> Iterator[Finding]:
     """Whether the bucket can be written and read, each where that will be needed."""
     try:
-        bucket = build.bucket(pipeline)
-        claims = build.claims(pipeline, bucket)
+        bucket = build_cloud.bucket(pipeline)
+        claims = build_cloud.claims(pipeline, bucket)
     except UpwellError as error:
         yield Finding.of_error(error)
         return

@@ -9,7 +9,7 @@ from typing import Any, Final
 import click
 import orjson
 
-from upwell.app import build
+from upwell.app import build, build_cloud
 from upwell.app.logs import visible
 from upwell.app.tables import show
 from upwell.clock import SystemClock
@@ -71,8 +71,11 @@ def _targets(
     if pipeline.config.destination is None:
         return {schema.table: "(no destination)" for schema in schemas}, {}
     kind = pipeline.destination().kind
-    if kind == "dynamodb":
-        with closing(build.dynamodb_sink(pipeline, SystemClock(), schemas)) as sink:
+    if _as_items(pipeline):
+        clock = SystemClock()
+        direct = kind == "dynamodb"
+        there = build.dynamodb_sink(pipeline, clock) if direct else build_cloud.item_sink(pipeline, clock)
+        with closing(there) as sink:
             tables = {table: f"DynamoDB table {name}" for table, name in sink.learn(schemas).items()}
             return tables, {schema.table: dict(sink.form(schema).key_attributes) for schema in schemas}
     if kind == "kinesis":
@@ -82,6 +85,13 @@ def _targets(
     settings = pipeline.destination().kinesis
     to = "standard output" if settings is None else f"stream {settings.stream}"
     return {schema.table: to for schema in schemas}, {}
+
+
+def _as_items(pipeline: Pipeline) -> bool:
+    """Whether rows end up in DynamoDB, by whichever way."""
+    if pipeline.destination().kind == "kinesis":
+        return pipeline.config.subscriber is not None and pipeline.config.subscriber.kind == "dynamodb"
+    return pipeline.destination().kind == "dynamodb"
 
 
 def _columns(
@@ -110,7 +120,7 @@ def _target_type(
     pipeline: Pipeline, column: Column, schema: TableSchema, key: Mapping[str, KeyType]
 ) -> tuple[str | None, str | None]:
     destination = pipeline.config.destination
-    if destination is not None and destination.kind == "dynamodb":
+    if destination is not None and _as_items(pipeline):
         if column.name in key:
             return key[column.name], key_loss(column, key[column.name], schema.dialect)
         return attribute_type(column), attribute_loss(column, schema.dialect)

@@ -12,9 +12,10 @@ from typing import Any, Final
 import click
 import orjson
 
-from upwell.app import build
+from upwell.app import build, build_cloud
 from upwell.app.logs import visible
 from upwell.app.tables import show
+from upwell.clock import SystemClock
 from upwell.config import Pipeline
 from upwell.errors import UpwellError
 from upwell.model import DeadLetter
@@ -69,11 +70,11 @@ def _publisher(status: Mapping[str, Any] | None, letters: Sequence[DeadLetter], 
 
 
 def _subscriber(pipeline: Pipeline) -> Mapping[str, Any]:
-    with closing(build.target(pipeline)) as target:
-        try:
+    try:
+        with closing(build_cloud.target(pipeline, SystemClock())) as target:
             found = target.status(pipeline.name)
-        except UpwellError as error:
-            return {"error": error.message}
+    except UpwellError as error:
+        return {"error": error.message}
     # Resyncs of tables that are no longer published will not be followed by others. Which tables are can be told only
     # where the source is known.
     known = pipeline.config.source is not None and pipeline.rules

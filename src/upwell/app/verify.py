@@ -14,11 +14,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import orjson
 
-from upwell.app import build
+from upwell.app import build, build_cloud
 from upwell.app.resync import chosen
 from upwell.clock import SystemClock
 from upwell.config import Pipeline
@@ -26,6 +26,9 @@ from upwell.errors import ConfigError, Rejected, TransientError
 from upwell.mapping import Mapping
 from upwell.model import Chunk, Cursor, Kind, TableSchema, Value
 from upwell.ports import Clock, Source
+
+if TYPE_CHECKING:
+    from upwell.sinks.dynamodb import DynamoDbSink
 
 GROUPS: Final = 4096
 CHUNK_ROWS: Final = 5_000
@@ -214,8 +217,8 @@ def destination_rows(destination: Destination, schema: TableSchema) -> Read:
 
 
 class _DynamoDb:
-    def __init__(self, pipeline: Pipeline, tables: Sequence[TableSchema]) -> None:
-        self._sink = build.dynamodb_sink(pipeline, SystemClock(), tables)
+    def __init__(self, sink: DynamoDbSink, tables: Sequence[TableSchema]) -> None:
+        self._sink = sink
         self._sink.learn(tables)
 
     def canonical(self, schema: TableSchema) -> Canonical:
@@ -230,7 +233,7 @@ class _DynamoDb:
 
 class _Postgres:
     def __init__(self, pipeline: Pipeline) -> None:
-        self._target = build.target(pipeline)
+        self._target = build_cloud.relational(pipeline)
 
     def canonical(self, schema: TableSchema) -> Canonical:
         kinds = [column.kind for column in schema.columns]
@@ -335,8 +338,10 @@ def verify(pipeline: Pipeline, names: Sequence[str], clock: Clock, pause_s: floa
 def _destination(pipeline: Pipeline, tables: Sequence[TableSchema]) -> Any:
     kind = pipeline.destination().kind
     if kind == "dynamodb":
-        return _DynamoDb(pipeline, tables)
+        return _DynamoDb(build.dynamodb_sink(pipeline, SystemClock()), tables)
     if kind == "kinesis" and pipeline.config.subscriber is not None:
+        if pipeline.subscriber().kind == "dynamodb":
+            return _DynamoDb(build_cloud.item_sink(pipeline, SystemClock()), tables)
         return _Postgres(pipeline)
     raise ConfigError(
         f"{pipeline.file} names no destination whose rows can be read from here.",

@@ -6,7 +6,6 @@ watermarks, write, note what a resync found, move the watermarks. Who feeds the 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -27,7 +26,7 @@ from upwell.model import (
     pack_version,
     unpack_version,
 )
-from upwell.pipeline.incoming import Applied, Incoming, Record, holds_claims, parts
+from upwell.pipeline.incoming import Applied, Incoming, Record, as_sent, parts
 from upwell.ports import Clock, LaneState, Request, ResyncState, Target, TargetTransaction
 
 # What begins the id of a request for repair; the rest is the newest epoch of which something is missing.
@@ -211,7 +210,6 @@ class Applier:
         self._pipeline = pipeline
         self._target = target
         self._incoming = Incoming(pipeline, clock, claims)
-        self._large = threading.Lock()  # one batch at a time has claimed rows in memory
 
     def apply(self, data: Sequence[bytes]) -> Applied:
         """One transaction for all of `data`, the records of a batch in order; several where claimed rows are many.
@@ -223,11 +221,8 @@ class Applier:
         records, letters = self._incoming.decoded(data, applied)
         failpoint("subscriber.decoded")
         for part in parts(records):
-            if holds_claims(part):
-                with self._large:
-                    self._transaction(*self._incoming.with_rows(part), letters, applied)
-            else:
-                self._transaction(part, {}, letters, applied)
+            with self._incoming.with_rows(part) as (whole, lost):
+                self._transaction(whole, lost, letters, applied)
             letters = []
         if letters:
             self._transaction([], {}, letters, applied)
@@ -260,7 +255,7 @@ class Applier:
         for schema in sorted(work.schemas.values(), key=lambda schema: schema.table):
             txn.ensure_table(schema)  # in one order: it may lock
         self._open(txn, work, resyncs)
-        letters.extend(self._incoming.letter(event, lost[event.claim.object]) for event in work.lost if event.claim)
+        letters.extend(self._incoming.lost_letters(work.lost, lost))
         for fold in work.folds:
             letters.extend(self._write(txn, fold))
         failpoint("applier.written")
@@ -288,7 +283,7 @@ class Applier:
                     events.sort(key=_sort_key)
                     write = txn.delete if operation == DELETE else self._upserting(txn)
                     for event, error in _bisected(write, events):
-                        letters.append(self._incoming.letter(event, error.message))
+                        letters.append(self._incoming.letter(as_sent(event), error.message))
         return letters
 
     @staticmethod

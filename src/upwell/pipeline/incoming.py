@@ -4,13 +4,15 @@ and what can't be read or applied becomes a dead letter.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Final
 
 import orjson
 
-from upwell.claims import Claims
+from upwell.claims import Claim, Claims
 from upwell.clock import iso_time
 from upwell.envelope import ReceivedEvent, letter_payload, redeemed, unpack_record, unpacked_size
 from upwell.errors import OperatorError, Rejected
@@ -47,6 +49,7 @@ class Incoming:
         self._pipeline = pipeline
         self._clock = clock
         self._claims = claims
+        self._large = threading.Lock()  # one part at a time has claimed rows in memory
 
     def decoded(self, data: Sequence[bytes], applied: Applied) -> tuple[list[Record], list[DeadLetter]]:
         """The records of this pipeline, and what is no record; counted in `applied`."""
@@ -66,11 +69,21 @@ class Incoming:
                 applied.foreign += 1
         return records, unreadable
 
-    def with_rows(self, records: Sequence[Record]) -> tuple[list[Record], dict[str, str]]:
-        """The records with the rows that were claimed; those that can never be had stay claims: object → why."""
+    @contextmanager
+    def with_rows(self, part: Sequence[Record]) -> Iterator[tuple[Sequence[Record], dict[str, str]]]:
+        """The records with the rows that were claimed; those that can never be had stay claims: object → why.
+
+        Raises TransientError, or OperatorError where it is not configured where they are.
+        """
         lost: dict[str, str] = {}
-        found = [replace(record, items=[self._with_row(item, lost) for item in record.items]) for record in records]
-        return found, lost
+        if not any(isinstance(item, ReceivedEvent) and item.claim for record in part for item in record.items):
+            yield part, lost
+            return
+        with self._large:
+            yield (
+                [replace(record, items=[self._with_row(item, lost) for item in record.items]) for record in part],
+                lost,
+            )
 
     def _with_row(self, item: ReceivedEvent | Marker, lost: dict[str, str]) -> ReceivedEvent | Marker:
         if isinstance(item, Marker) or item.claim is None:
@@ -87,23 +100,21 @@ class Incoming:
             lost[item.claim.object] = error.message
             return item
 
-    def letter(self, event: ReceivedEvent, reason: str) -> DeadLetter:
+    def letter(self, event: ChangeEvent, reason: str, claim: Claim | None = None) -> DeadLetter:
         """The event, put aside."""
-        sent = as_sent(event)
-        payload = letter_payload(self._pipeline, sent, event.claim)
+        payload = letter_payload(self._pipeline, event, claim)
         now = iso_time(self._clock.now())
-        return DeadLetter(0, event.schema.table, sent.key.decode(), event.version.hex(), reason, now, payload)
+        return DeadLetter(0, event.schema.table, event.key.decode(), event.version.hex(), reason, now, payload)
+
+    def lost_letters(self, events: Sequence[ReceivedEvent], lost: dict[str, str]) -> list[DeadLetter]:
+        """Of events whose claimed rows can't be had, and why not."""
+        return [self.letter(as_sent(event), lost[event.claim.object], event.claim) for event in events if event.claim]
 
 
 def as_sent(event: ReceivedEvent) -> ChangeEvent:
     """The event as the publisher had it, but for what the source called it."""
     row = None if event.operation == DELETE else orjson.dumps(event.values)
     return ChangeEvent(event.schema, event.operation, event.version, event.time, orjson.dumps(event.key), row, "update")
-
-
-def holds_claims(records: Sequence[Record]) -> bool:
-    """Whether some of the rows wait elsewhere."""
-    return any(isinstance(item, ReceivedEvent) and item.claim for record in records for item in record.items)
 
 
 def parts(records: Sequence[Record]) -> Iterator[list[Record]]:

@@ -92,28 +92,32 @@ class DynamoDbSink:
         clock: Clock,
         *,
         table_prefix: str,
-        templates: Mapping[str, KeyTemplates] | None = None,
+        templates: Callable[[TableSchema], KeyTemplates | None] = lambda _: None,
         nulls: Nulls = "absent",
         deletes: Deletes = "tombstone",
         create_tables: bool = True,
         claims: Claims | None = None,
+        take_name: Callable[[str, str], None] | None = None,
     ) -> None:
-        """`templates`: source table → how it lies in a table of single-table design; others get tables of their own.
+        """`templates`: how a source table lies in a table of single-table design; others get tables of their own.
         `claims`: by which way rows go that are too large for an item; without it they are rejected.
+        `take_name`: where tables become known one after the other, to several at once: told the DynamoDB table and
+        whose it is to be, raises OperatorError where it is another's.
         """
         self._service = service
         self._clock = clock
         self._prefix = table_prefix
-        self._templates = dict(templates or {})
+        self._templates = templates
         self._nulls: Nulls = nulls
         self._deletes: Deletes = deletes
         self._create_tables = create_tables
         self._claims = claims
+        self._take_name = take_name
         self._schemas: dict[str, TableSchema] = {}  # source table → the newest whole schema
         self._names: dict[str, str] = {}  # source table → DynamoDB table
         self._ready: set[str] = set()  # DynamoDB tables
         self._forms: dict[str, tuple[ItemForm, bytes]] = {}  # schema hash → form and a PutItem's beginning
-        self._sweeps: dict[tuple[str, Version], tuple[Item | None, int]] = {}  # where a sweep was cut short
+        self._sweeps: dict[tuple[str, Version], tuple[str | None, int]] = {}  # where a sweep was cut short
 
     def form(self, schema: TableSchema) -> ItemForm:
         """How the schema's rows become items. Its table must have been given to `prepare`."""
@@ -155,9 +159,9 @@ class DynamoDbSink:
 
     def _resolve(self, known: dict[str, TableSchema]) -> dict[str, str]:
         """source table → DynamoDB table. Raises ConfigError or OperatorError where tables would get mixed up."""
-        own = [schema for table, schema in known.items() if table not in self._templates]
-        names = table_names(own, self._prefix)
-        names |= {table: self._templates[table].table for table in known if table in self._templates}
+        templates = {table: template for table, schema in known.items() if (template := self._templates(schema))}
+        own = [schema for table, schema in known.items() if table not in templates]
+        names = self._names_of(own) | {table: template.table for table, template in templates.items()}
         for table, name in self._names.items():
             if names[table] != name:
                 raise OperatorError(
@@ -166,9 +170,27 @@ class DynamoDbSink:
                     code="UW-DD-006",
                     remedy=f"Give the new one a name of its own: tables: {{TABLE: {{to: NAME}}}}, not {name}.",
                 )
+        if self._take_name is not None:
+            for table in names.keys() - self._names.keys():
+                self._take_name(names[table], "" if table in templates else table)
         self._schemas, self._names = known, names
         for table, name in names.items():
             self._check_shared(table, [other for other, its in names.items() if its == name and other != table])
+        return names
+
+    def _names_of(self, own: Sequence[TableSchema]) -> dict[str, str]:
+        if self._take_name is None:
+            return table_names(own, self._prefix)
+        # What a table is called must not depend on which others are known so far.
+        names = {table: name for schema in own for table, name in table_names([schema], self._prefix).items()}
+        for table, name in names.items():
+            rivals = [other for other, its in names.items() if its == name and other != table]
+            if rivals:
+                raise ConfigError(
+                    f"{table} and {', '.join(rivals)} would become one DynamoDB table, {name}.",
+                    code="UW-DD-006",
+                    remedy="Give one of them another name: tables: {TABLE: {to: NAME}}",
+                )
         return names
 
     def _check_shared(self, table: str, others: Sequence[str]) -> None:
@@ -186,7 +208,7 @@ class DynamoDbSink:
         prepared = self._forms.get(schema.hash)
         if prepared is None:
             table = self._names[schema.table]
-            form = ItemForm(schema, table, self._templates.get(schema.table), self._nulls)
+            form = ItemForm(schema, table, self._templates(schema), self._nulls)
             start = orjson.dumps(
                 {
                     "TableName": table,
@@ -418,14 +440,21 @@ class DynamoDbSink:
 
     def sweep(self, schema: TableSchema, before: Version) -> int:
         """See ports.Sink. Called again after an error it goes on where it was."""
-        start, swept = self._sweeps.get((schema.table, before), (None, 0))
+        cursor, swept = self._sweeps.get((schema.table, before), (None, 0))
+        while True:
+            buried, cursor = self.sweep_page(schema, before, cursor)
+            swept += buried
+            if cursor is None:
+                self._sweeps.pop((schema.table, before), None)
+                return swept
+            self._sweeps[schema.table, before] = cursor, swept
+
+    def sweep_page(self, schema: TableSchema, before: Version, cursor: str | None) -> tuple[int, str | None]:
+        """See ports.ItemSink."""
         form, _ = self._prepared(schema)
         bound = binascii.b2a_base64(before, newline=False).decode()
-        for page, following in self._scan(form, start, bound):
-            swept += self._bury(form, page, bound)
-            self._sweeps[schema.table, before] = following, swept
-        self._sweeps.pop((schema.table, before), None)
-        return swept
+        page, following = next(self._scan(form, None if cursor is None else orjson.loads(cursor), bound))
+        return self._bury(form, page, bound), None if following is None else orjson.dumps(following).decode()
 
     def _bury(self, form: ItemForm, keys: Sequence[Item], bound: str) -> int:
         """Tombstones, or nothing, in place of items that are still older than the bound."""

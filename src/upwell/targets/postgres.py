@@ -55,9 +55,10 @@ class PostgresTarget:
         create_tables: bool,
         schema_changes: Literal["apply", "halt"],
         connections_max: int = 4,
+        password: Callable[[str, str, str], str] | None = None,
     ) -> None:
-        """Connects to nothing yet. `url` as libpq takes it, postgresql://user:password@host/database."""
-        self._pool = Pool(url, connections_max)
+        """Connects to nothing yet. `url` as libpq takes it; `password` makes one for each connection: see Session."""
+        self._pool = Pool(url, connections_max, password)
         self._create_tables = create_tables
         self._schema_changes = schema_changes
         self._crowded: dict[TableName, int] = {}  # where rows had to make way of late → how long to remember it

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -62,6 +62,11 @@ _MADE_CODES = {"42P06", "42P07", "42701", "42710"}
 _STALE_CODES = {"42P01", "42703", "42P10", "42804", "0A000", "3F000"}
 
 
+# (host, port, user) → a password; raises UpwellError.
+Password = Callable[[str, str, str], str]
+_PLACE: Final = {"host": "localhost", "port": "5432", "user": "postgres"}
+
+
 class Refused(Rejected):
     """A write that the server refuses for the data, with what it says of where that is."""
 
@@ -94,8 +99,11 @@ def literal(text: str) -> str:
 class Session:
     """One connection, used by one thread at a time."""
 
-    def __init__(self, url: str, *, first: bool = False) -> None:
-        """Connect. `first`: trouble that a person must mend is an OperatorError even if it could pass."""
+    def __init__(self, url: str, password: Password | None = None, *, first: bool = False) -> None:
+        """Connect. `password`: makes the one to log in with; then TLS is asked for.
+
+        `first`: trouble that a person must mend is an OperatorError even if it could pass.
+        """
         import psycopg
         from psycopg.conninfo import conninfo_to_dict
 
@@ -110,6 +118,9 @@ class Session:
                 "keepalives_count": 3,
                 "tcp_user_timeout": 60_000,
             } | {name: value for name, value in given.items() if value is not None}
+            if password is not None:
+                asked = [str(given.get(name) or usual) for name, usual in _PLACE.items()]
+                settings = {"sslmode": "require", **settings, "password": password(*asked)}
             self._connection: psycopg.Connection[Any] = psycopg.connect(autocommit=True, **settings)
         except psycopg.Error as error:
             raise _connect_error(error, first=first) from error
@@ -386,8 +397,9 @@ _CONNECT: Final = (
 class Pool:
     """At most `connections_max` connections; one that failed is replaced by a new one."""
 
-    def __init__(self, url: str, connections_max: int) -> None:
+    def __init__(self, url: str, connections_max: int, password: Password | None = None) -> None:
         self._url = url
+        self._password = password
         self._free = threading.BoundedSemaphore(connections_max)
         self._lock = threading.Lock()
         self._idle: list[Session] = []
@@ -418,7 +430,7 @@ class Pool:
         with self._lock:
             if self._idle:
                 return self._idle.pop()
-        return Session(self._url, first=first)
+        return Session(self._url, self._password, first=first)
 
     def _give_back(self, session: Session) -> None:
         if not session.broken:
