@@ -20,7 +20,7 @@ from typing import Any, Final, Literal
 
 import orjson
 
-from lab.standin import ACCOUNT, REGION, Actions, Allowance, Refusal, Request, arguments, only, serve
+from lab.standin import ACCOUNT, NOT_KNOWN, REGION, Actions, Allowance, Refusal, Request, arguments, only, serve
 
 HASH_KEYS: Final = 2**128
 RECORD_BYTES_MAX: Final = 1024 * 1024  # data and partition key
@@ -265,19 +265,22 @@ class Kinesis:
     # --- shards ---------------------------------------------------------------------------------------------------
 
     def list_shards(self, request: Request) -> dict[str, Any]:
-        only(request, "StreamName", "StreamARN", "MaxResults", "NextToken", "ExclusiveStartShardId")
+        only(request, "StreamName", "StreamARN", "MaxResults", "NextToken", "ExclusiveStartShardId", "ShardFilter")
         if "NextToken" in request:
             if "StreamName" in request or "StreamARN" in request:
                 raise Refusal("InvalidArgumentException", "NextToken and StreamName cannot be provided together.")
-            name, _, start = base64.b64decode(request["NextToken"]).decode().partition("/")
+            name, start, kind = base64.b64decode(request["NextToken"]).decode().split("/")
             stream = self._stream({"StreamName": name})
         else:
             stream, start = self._stream(request), request.get("ExclusiveStartShardId", "")
-        shards = [shard for shard in stream.listed() if shard.id > start]
+            wanted = request.get("ShardFilter", {"Type": "FROM_TRIM_HORIZON"})
+            only(wanted, "Type", "ShardId")
+            kind, start = wanted["Type"], wanted.get("ShardId", start)
+        shards = [shard for shard in _filtered(stream.listed(), kind) if shard.id > start]
         page = shards[: request.get("MaxResults", LIST_SHARDS_MAX)]
         answer: dict[str, Any] = {"Shards": [shard.described() for shard in page]}
         if len(page) < len(shards):
-            answer["NextToken"] = base64.b64encode(f"{stream.name}/{page[-1].id}".encode()).decode()
+            answer["NextToken"] = base64.b64encode(f"{stream.name}/{page[-1].id}/{kind}".encode()).decode()
         return answer
 
     def split_shard(self, request: Request) -> dict[str, Any]:
@@ -431,6 +434,20 @@ def _described(stream: Stream) -> dict[str, Any]:
         "EnhancedMonitoring": [{"ShardLevelMetrics": []}],
         "EncryptionType": "NONE",
     }
+
+
+def _filtered(shards: list[Shard], kind: str) -> list[Shard]:
+    """Those of a ShardFilter; how far AFTER_SHARD_ID goes, its ShardId says."""
+    listed = {shard.id for shard in shards}
+    chosen: dict[str, Callable[[Shard], bool]] = {
+        "FROM_TRIM_HORIZON": lambda shard: True,
+        "AFTER_SHARD_ID": lambda shard: True,
+        "AT_TRIM_HORIZON": lambda shard: listed.isdisjoint(shard.parents),
+        "AT_LATEST": lambda shard: shard.closed is None,
+    }
+    if kind not in chosen:
+        raise Refusal(NOT_KNOWN, f"the stand-in does not know the ShardFilter {kind}", status=501)
+    return [shard for shard in shards if chosen[kind](shard)]
 
 
 def _open_shard(stream: Stream, name: str) -> Shard:

@@ -19,7 +19,9 @@ from tests.contract.kinesis_service_contract import (
     Deviation,
     KinesisServiceContract,
     KinesisThrottlingContract,
+    hash_keys,
     refused,
+    shards,
 )
 
 TOO_OLD_S = 301
@@ -82,9 +84,29 @@ class TestStandin(KinesisServiceContract):
         return base64.b64encode(words.encode()).decode()
 
     def test_what_it_does_not_know_it_refuses(self, client: Any, stream: str) -> None:
-        assert (
-            refused(lambda: client.list_shards(StreamName=stream, ShardFilter={"Type": "AT_LATEST"})) == "NotInStandin"
-        )
+        by_time = {"Type": "AT_TIMESTAMP", "Timestamp": 0}
+        assert refused(lambda: client.list_shards(StreamName=stream, ShardFilter=by_time)) == "NotInStandin"
+
+    def test_shards_are_filtered(self, client: Any, stream: str) -> None:
+        """As KCL asks for them: which to begin with, which are open, which came later."""
+        first, second = shards(client, stream)
+        middle = str((hash_keys(first)[0] + hash_keys(first)[1]) // 2)
+        client.split_shard(StreamName=stream, ShardToSplit=first["ShardId"], NewStartingHashKey=middle)
+        client.get_waiter("stream_exists").wait(StreamName=stream)
+
+        def filtered(**of: str) -> list[str]:
+            found, answer = [], client.list_shards(StreamName=stream, ShardFilter=of, MaxResults=1)
+            while True:
+                found += [shard["ShardId"] for shard in answer["Shards"]]
+                if "NextToken" not in answer:
+                    return found
+                answer = client.list_shards(NextToken=answer["NextToken"], MaxResults=1)
+
+        ids = [shard["ShardId"] for shard in shards(client, stream)]
+        assert filtered(Type="AT_TRIM_HORIZON") == ids[:2] == [first["ShardId"], second["ShardId"]]
+        assert filtered(Type="AT_LATEST") == ids[1:]
+        assert filtered(Type="FROM_TRIM_HORIZON") == ids
+        assert filtered(Type="AFTER_SHARD_ID", ShardId=ids[1]) == ids[2:]
 
 
 class TestStandinWithLimits(KinesisThrottlingContract):
