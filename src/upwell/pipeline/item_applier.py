@@ -61,7 +61,7 @@ class ItemApplier:
         """
         applied = Applied()
         records, letters = self._incoming.decoded(data, applied)
-        failpoint("subscriber.decoded")
+        failpoint("items.decoded")
         for part in parts(records):
             with self._incoming.with_rows(part) as (whole, lost):
                 self._apply(whole, lost, letters, applied)
