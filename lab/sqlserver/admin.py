@@ -80,7 +80,9 @@ class Admin:
                 self._server.end_sessions(name, but=self._session)
         elif script.has("MULTI_USER"):
             self._server.single.pop(name.lower(), None)
-        elif script.word.upper in {"RECOVERY", "COMPATIBILITY_LEVEL", "AUTO_CLOSE"}:
+        elif script.has("COMPATIBILITY_LEVEL", "="):
+            self._server.set(name, level=script.next().text)
+        elif script.word.upper in {"RECOVERY", "AUTO_CLOSE"}:
             pass
         else:
             raise Unknown(f"ALTER DATABASE … SET {script.word.text}")

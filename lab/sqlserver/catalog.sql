@@ -103,7 +103,8 @@ CREATE VIEW sys.dm_db_partition_stats AS
 -- All databases of this server: their names have its prefix, their comments what is set for them.
 CREATE VIEW sys.databases AS
   SELECT (about ->> 'name')::varchar(128) COLLATE tds.ci AS name, oid::int AS database_id, NULL::int AS source_database_id,
-         tds.to_datetime2(left(about ->> 'created', 23))::tds.datetime2(21) AS create_date, 160::int2 AS compatibility_level,
+         tds.to_datetime2(left(about ->> 'created', 23))::tds.datetime2(21) AS create_date, 
+         (about ->> 'level')::int2 AS compatibility_level,
          'SQL_Latin1_General_CP1_CI_AS'::varchar(128) AS collation_name, 0::int2 AS state, 'ONLINE'::varchar(60) AS state_desc,
          (about ->> 'role') = 'SECONDARY' AS is_read_only, 0::int2 AS user_access,
          CASE about ->> 'snapshot' WHEN 'ON' THEN 1 ELSE 0 END::int2 AS snapshot_isolation_state,

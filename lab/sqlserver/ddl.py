@@ -53,12 +53,13 @@ class Tables:
                 column, own = self._column(item, schema, name)
                 columns.append(column)
                 constraints += own
+        in_memory = script.has("WITH") and [w.upper for w in script.inside()][:3] == ["MEMORY_OPTIMIZED", "=", "ON"]
         self._types_of_computed(columns)
         table = f"{quoted(schema)}.{quoted(name)}"
         self._run(f"CREATE TABLE {table} ({', '.join(self._definition(column) for column in columns)})")
         self._run(f"COMMENT ON TABLE {table} IS {_written(name)}")
         oid = f"{plain_literal(table)}::regclass"
-        self._run(f"INSERT INTO tds.dates VALUES ({oid}, clock_timestamp(), clock_timestamp())")
+        self._run(f"INSERT INTO tds.dates VALUES ({oid}, clock_timestamp(), clock_timestamp(), {in_memory})")
         for column in columns:
             self._comment(table, column)
             self._stamp(table, column)
@@ -189,6 +190,8 @@ class Tables:
         if any(table.columns[name].kind.name == "timestamp" for name in table.key):
             raise SqlError(4999, f"Cannot enable change tracking on table '{table.written}'. Change tracking does not "
                                  "support a primary key of type timestamp on a table.")  # fmt: skip
+        if self._run(f"SELECT tds.objectproperty({table.oid}, 'TableIsMemoryOptimized')") == [("1",)]:
+            raise SqlError(10794, "The feature 'change tracking' is not supported with memory optimized tables.")
         masks = False
         if script.has("WITH"):
             options = [word.upper for word in script.inside()]

@@ -113,6 +113,8 @@ class Session:
                 name.at = at + 3
                 parts = name.dotted()
                 table = self.catalog.table(parts[-2] if len(parts) > 1 else "", parts[-1])
+                if int(self.server.setting(self.database, "level")) < 90:
+                    raise SqlError(102, "Incorrect syntax near 'CHANGETABLE'.", severity=15)
                 if table is not None and table.side is None:
                     raise SqlError(22105, f"Change tracking is not enabled on table '{table.written}'.")
 

@@ -28,7 +28,7 @@ BUILD: Final = "16.0.4165.4"
 SERVER_NAME: Final = "STANDIN"
 _NEW: Final = {
     "server": SERVER_NAME, "build": BUILD, "tracking": "OFF", "retention": "2 DAYS", "cleanup": "ON", "snapshot": "OFF",
-    "role": "PRIMARY", "versioned": "OFF", "backup": "no",
+    "role": "PRIMARY", "versioned": "OFF", "backup": "no", "level": "160",
 }  # fmt: skip
 _SQL: Final = [Path(__file__).with_name(name) for name in ("store.sql", "catalog.sql")]
 _PROCEDURES: Final = {10: "sp_executesql", 11: "sp_prepare", 12: "sp_execute", 13: "sp_prepexec", 15: "sp_unprepare"}

@@ -168,7 +168,8 @@ CREATE TABLE tds.tracked (
 CREATE TABLE tds.state (cleaned bigint NOT NULL, stamps bigint NOT NULL);
 INSERT INTO tds.state VALUES (0, 0);
 CREATE SEQUENCE tds.stamp START 2001;
-CREATE TABLE tds.dates (oid oid PRIMARY KEY, created timestamptz NOT NULL, modified timestamptz NOT NULL);
+CREATE TABLE tds.dates (
+  oid oid PRIMARY KEY, created timestamptz NOT NULL, modified timestamptz NOT NULL, in_memory bool NOT NULL);
 CREATE TABLE tds.users (name text PRIMARY KEY, login text NOT NULL, owner bool NOT NULL DEFAULT false);
 CREATE TABLE tds.grants (grantee text, permission text, object oid, UNIQUE (grantee, permission, object));
 
@@ -250,6 +251,9 @@ BEGIN
   RETURN found;
 EXCEPTION WHEN invalid_parameter_value THEN RETURN NULL;
 END $$;
+CREATE FUNCTION tds.objectproperty(object int, property text) RETURNS int LANGUAGE sql STABLE AS $$
+  SELECT CASE lower(property) WHEN 'tableismemoryoptimized' THEN in_memory::int END
+  FROM tds.dates WHERE oid = object::oid AND tds.sees(oid) $$;
 CREATE FUNCTION tds.object_name(object int) RETURNS varchar LANGUAGE sql STABLE AS
   $$SELECT coalesce(obj_description(oid, 'pg_class'), relname) FROM pg_class WHERE oid = object::oid AND tds.sees(oid)$$;
 CREATE FUNCTION tds.schema_name(id int DEFAULT NULL) RETURNS varchar LANGUAGE sql STABLE AS

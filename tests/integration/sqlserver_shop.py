@@ -9,6 +9,7 @@ from tests.contract.source_contract import EPOCH, Replica
 from tests.sqlserver_databases import connect, fresh_database
 from upwell.clock import SystemClock
 from upwell.model import ChangeEvent, Position, TableSelection, Window
+from upwell.ports import Clock
 from upwell.sources.sqlserver import SqlServerSource
 from upwell.sources.sqlserver_session import Driver, Session
 from upwell.sources.sqlserver_setup import track
@@ -60,10 +61,14 @@ class Shop:
             self.run(create.format(table))
         track(self.url, selections(*tables), self.driver)
 
-    def source(self, *tables: str, url: str = "") -> SqlServerSource:
+    def source(self, *tables: str, url: str = "", clock: Clock | None = None) -> SqlServerSource:
         """Of these tables, or patterns."""
         made = SqlServerSource(
-            url or self.url, tables=selections(*tables), pipeline="shop", clock=SystemClock(), driver=self.driver
+            url or self.url,
+            tables=selections(*tables),
+            pipeline="shop",
+            clock=clock or SystemClock(),
+            driver=self.driver,
         )
         self.made.append(made)
         return made

@@ -7,7 +7,7 @@ import pytest
 from tests.contract.sqlserver_clients import needs_hooks
 from tests.integration.sqlserver_shop import CREATE, Shop, open_shop, selections
 from tests.sqlserver_databases import in_database
-from upwell.errors import OperatorError
+from upwell.errors import OperatorError, UpwellError
 from upwell.model import Finding, TableName
 from upwell.sources.sqlserver_setup import findings, grants_sql, inspect, track, track_sql, untrack, untrack_sql
 
@@ -59,6 +59,22 @@ def test_a_table_without_a_key_or_that_is_not_there_is_told(shop: Shop) -> None:
     assert found["heap"].schema is None
     assert "primary key" in found["heap"].problem
     assert found["t"].schema is not None
+
+
+@needs_hooks  # a true server wants a filegroup of its own for such a table
+def test_fact_39_a_memory_optimized_table_is_left_out_and_the_others_are_tracked(shop: Shop) -> None:
+    """T-SQL turns tracking on in a database that has one, which Management Studio does not."""
+    shop.run(f"{CREATE.format('fast')} WITH (MEMORY_OPTIMIZED = ON, DURABILITY = SCHEMA_AND_DATA)")
+    with pytest.raises(OperatorError) as refused:
+        track(shop.url, selections("fast"), shop.driver)
+    assert refused.value.code == "UW-MS-044"
+    assert len(track(shop.url, selections("dbo.*"), shop.driver)) == 3, "the database, t and other"
+    replica = shop.replica("dbo.*")
+    shop.run("INSERT INTO fast VALUES (1, 1, N'')", "INSERT INTO t VALUES (1, 1, N'')")
+    assert [event.schema.table for event in replica.take_window().events] == ["dbo.t"]
+    assert shop.sql.one("SELECT OBJECTPROPERTY(OBJECT_ID(N't'), 'TableIsMemoryOptimized')") == (0,)
+    with pytest.raises(UpwellError, match="memory optimized"):
+        shop.run("ALTER TABLE fast ENABLE CHANGE_TRACKING")
 
 
 def test_doctor_finds_all_that_is_missing_and_then_all_in_place(shop: Shop) -> None:

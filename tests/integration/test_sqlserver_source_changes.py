@@ -1,5 +1,6 @@
 """What the source makes of what change tracking tells. Facts by the numbers of docs/sqlserver.md."""
 
+from base64 import b64decode
 from collections.abc import Iterator
 
 import orjson
@@ -203,6 +204,20 @@ def test_fact_43_a_mask_is_not_told_where_it_lacks_what_changed_before(
     assert [(event.key, event.changed) for event in replica.windows[-1].events] == [(b"[1]", None)]
     shop.run("UPDATE t SET a = 10 WHERE id = 1")
     assert replica.take_window().events[0].changed == ("a",), "from then on it is known again"
+
+
+def test_fact_37_a_rowversion_changes_with_every_update_and_is_told(shop: Shop) -> None:
+    shop.tracked("r", create="CREATE TABLE {} (id int NOT NULL PRIMARY KEY, a int, b nvarchar(20), stamp rowversion)")
+    replica = shop.replica("r")
+    shop.run("INSERT INTO r (id, a, b) VALUES (1, 1, N'a'), (2, 2, N'b')")
+    replica.take_window()
+    before = {row[0]: row[3] for row in replica.of("dbo.r")}
+    shop.run("UPDATE r SET b = N'z' WHERE id = 1")
+    (event,) = replica.take_window().events
+    assert set(event.changed or ()) == {"b", "stamp"}, "it is in the mask though no statement names it"
+    after = {row[0]: row[3] for row in replica.of("dbo.r")}
+    assert after[2] == before[2] != after[1] != before[1]
+    assert b64decode(after[1]) == shop.value("SELECT stamp FROM r WHERE id = 1")
 
 
 def test_fact_44_a_writers_context_is_told_as_a_hint(shop: Shop, replica: Replica) -> None:

@@ -5,6 +5,7 @@ Facts by the numbers of docs/sqlserver.md.
 
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 
 import pytest
 
@@ -13,12 +14,12 @@ from tests.contract.sqlserver_clients import needs_hooks
 from tests.integration.sqlserver_shop import CREATE, Isolation, Shop, open_shop, selections
 from tests.sqlserver_databases import connect, in_database
 from upwell.errors import OperatorError, PositionLost, TransientError
-from upwell.model import Window
+from upwell.model import Position, Window
 from upwell.sources import sqlserver_database, sqlserver_reading, sqlserver_session
 from upwell.sources.sqlserver_marker import CREATE_SQL
 from upwell.sources.sqlserver_place import Place
 from upwell.sources.sqlserver_session import Address, Driver
-from upwell.sources.sqlserver_setup import track
+from upwell.sources.sqlserver_setup import RETENTION_DAYS, track
 
 
 @pytest.fixture
@@ -147,17 +148,62 @@ def test_facts_22_45_and_47_changes_that_were_cleaned_up_are_missed(shop: Shop, 
     assert_lost(shop, replica, "UW-MS-022", ["dbo.other", "dbo.t"])
 
 
+@dataclass
+class Calendar:
+    """A clock on which a day is over as soon as somebody says so."""
+
+    seconds: float = 1_700_000_000.0
+
+    def now(self) -> float:
+        return self.seconds
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def sleep(self, seconds: float) -> None:
+        self.seconds += seconds
+
+
 @needs_hooks
-def test_fact_49_an_idle_table_beside_a_busy_one_never_expires(shop: Shop, replica: Replica) -> None:
-    for n in range(6):
-        shop.run(f"UPDATE other SET a = {n}")
+@pytest.mark.parametrize("isolation", ["snapshot", "read committed"])
+def test_fact_49_an_idle_table_beside_busy_ones_outlives_three_retentions(shop: Shop) -> None:
+    """A look every third day, and a new process every ninth; changes are forgotten when they are fourteen days old."""
+    calendar, versions = Calendar(), list[int]()
+    shop.tracked("idle")
+    shop.run("INSERT INTO idle VALUES (1, 1, N'a')")
+    tables = ("idle", "t", "other")
+
+    def day_goes_by() -> None:
+        shop.run(f"UPDATE t SET a = {len(versions)}", f"INSERT INTO other VALUES ({len(versions)}, 1, N'')")
+        versions.append(shop.version())
+        calendar.sleep(86_400)
+        if len(versions) > RETENTION_DAYS:
+            shop.hook("cleanup", to=versions[-1 - RETENTION_DAYS])
+
+    def restarted(position: Position | None) -> Replica:
+        source = shop.source(*tables, clock=calendar)
+        replica = Replica(source, *source.start(position, EPOCH), 0.0)
         replica.take_window()
-        shop.hook("cleanup", to=shop.version())
-    assert shop.value("SELECT CHANGE_TRACKING_MIN_VALID_VERSION(OBJECT_ID(N't'))") == shop.version()
+        return replica
+
+    shop.run("INSERT INTO t VALUES (1, 1, N'a')")
+    replica = restarted(None)
+    began = replica.commit
+    for day in range(1, 3 * RETENTION_DAYS + 1):
+        day_goes_by()
+        if day % 9 == 0:
+            replica = restarted(replica.position)
+        elif day % 3 == 0:
+            replica.take_window()
+        assert not any(window.resync for window in replica.windows)
+    assert shop.value("SELECT CHANGE_TRACKING_MIN_VALID_VERSION(OBJECT_ID(N'idle'))") > began
+    shop.run("UPDATE idle SET a = 77")
     replica.take_window()
-    shop.source("t", "other").start(replica.position, EPOCH)
-    shop.run("UPDATE t SET a = 77")
-    assert [event.key for event in replica.take_window().events] == [b"[1]"]
+    assert replica.rows["dbo.idle"] == {b"[1]": [1, 77, "a"]}
+    for _ in range(RETENTION_DAYS + 1):
+        day_goes_by()
+    with pytest.raises(PositionLost, match=r"dbo\.idle"):
+        restarted(replica.position)
 
 
 @needs_hooks
@@ -276,6 +322,25 @@ def test_fact_50_a_table_truncated_between_two_looks_is_no_damage(
 
     monkeypatch.setattr(database, "states", truncated_first)
     assert [table for table, _ in window_with_resync(replica).resync] == ["dbo.t"]
+
+
+@needs_hooks  # servers of today know no such level any more
+def test_fact_38_a_compatibility_level_that_knows_no_changetable_is_refused(shop: Shop, replica: Replica) -> None:
+    name = shop.value("SELECT DB_NAME()")
+    shop.run(f"ALTER DATABASE {name} SET COMPATIBILITY_LEVEL = 80", "UPDATE t SET a = 5")
+    with pytest.raises(OperatorError) as stopped:
+        replica.take_window()
+    assert stopped.value.code == "UW-MS-009"
+    for refused_there in (
+        lambda: shop.source("t").start(replica.position, EPOCH),
+        lambda: track(shop.url, selections("t"), shop.driver),
+    ):
+        with pytest.raises(OperatorError) as refused:
+            refused_there()
+        assert refused.value.code == "UW-MS-034"
+    shop.run(*refused.value.remedy.splitlines())
+    shop.source("t", "other").start(replica.position, EPOCH)
+    assert [event.key for event in replica.take_window().events] == [b"[1]"]
 
 
 def test_our_own_mark_tells_a_restore_that_the_fork_does_not(shop: Shop, sqlserver: str) -> None:

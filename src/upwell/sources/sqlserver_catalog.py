@@ -224,6 +224,7 @@ class _KeyPart(NamedTuple):
     column: int
     descending: bool
     disabled: bool
+    in_memory: bool
 
 
 def _columns(session: Session, ids: Sequence[int]) -> dict[int, list[ServerColumn]]:
@@ -249,10 +250,12 @@ def _columns(session: Session, ids: Sequence[int]) -> dict[int, list[ServerColum
 
 def _keys(session: Session, ids: Sequence[int]) -> dict[int, list[_KeyPart]]:
     primary = session.all(
-        "SELECT i.object_id, i.index_id, i.is_disabled FROM sys.indexes AS i "
+        # Older servers, which have no such tables, answer NULL.
+        "SELECT i.object_id, i.index_id, i.is_disabled, OBJECTPROPERTY(i.object_id, 'TableIsMemoryOptimized') "
+        "FROM sys.indexes AS i "
         f"WHERE i.is_primary_key = 1 AND i.object_id IN ({_listed(ids)})"
     )
-    disabled = {(id_, index): bool(is_disabled) for id_, index, is_disabled in primary}
+    known = {(id_, index): (bool(is_disabled), bool(in_memory)) for id_, index, is_disabled, in_memory in primary}
     rows = session.all(
         "SELECT ic.object_id, ic.index_id, ic.column_id, ic.is_descending_key FROM sys.index_columns AS ic "
         f"WHERE ic.key_ordinal > 0 AND ic.object_id IN ({_listed(ids)}) "
@@ -260,8 +263,8 @@ def _keys(session: Session, ids: Sequence[int]) -> dict[int, list[_KeyPart]]:
     )
     found: dict[int, list[_KeyPart]] = {}
     for id_, index, column, descending in rows:
-        if (id_, index) in disabled:
-            found.setdefault(id_, []).append(_KeyPart(column, bool(descending), disabled[id_, index]))
+        if (id_, index) in known:
+            found.setdefault(id_, []).append(_KeyPart(column, bool(descending), *known[id_, index]))
     return found
 
 
@@ -276,6 +279,12 @@ def _table(
             f"The primary key of {state.name} is disabled, so its changes can't be tracked.",
             code="UW-MS-044",
             remedy=f"ALTER INDEX ALL ON {quoted(*state.name)} REBUILD;",
+        )
+    if key[0].in_memory:
+        raise OperatorError(
+            f"{state.name} is memory-optimized: SQL Server tracks no such table.",
+            code="UW-MS-044",
+            remedy="Leave it out, or keep it on disk.",
         )
     of_key = tuple(by_id[part.column] for part in key)
     if any(column.type.name == "timestamp" for column in of_key):
