@@ -79,6 +79,7 @@ lock: ## renew requirements/*.txt: the newest versions that pyproject.toml allow
 	@test -x .venv-lock/bin/uv || { "$(PYTHON)" -m venv .venv-lock && .venv-lock/bin/python -m pip --quiet install uv; }
 	@$(COMPILE) pyproject.toml --extra postgres --extra sqlserver --extra sqlite --extra api -o requirements/runtime.txt
 	@$(COMPILE) pyproject.toml --extra demo --extra api --group dev -o requirements/dev.txt
+	@$(COMPILE) pyproject.toml --extra postgres --extra api -o src/upwell/app/stacks/function-requirements.txt
 	@$(COMPILE) requirements/demo-aws.in -o src/upwell/app/demo/aws-requirements.txt
 
 clean: ## remove everything that make made

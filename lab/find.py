@@ -1,10 +1,12 @@
 """Where the lab's programs are on this machine, or what to install."""
 
+import hashlib
 import importlib.util
 import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from lab.part import PartMissing
@@ -14,6 +16,8 @@ PARTS = ROOT / ".lab"
 KINESALITE = PARTS / "npm"
 DYNAMODB_VERSION = "2.9.30"
 DYNAMODB = PARTS / f"dynamodb-local-{DYNAMODB_VERSION}"
+# The same local AWS, with the same lock, that the demo uses.
+MINISTACK_LOCK = ROOT / "src" / "upwell" / "app" / "demo" / "aws-requirements.txt"
 
 NODE_MAJOR = 18
 JAVA_MAJOR = 17
@@ -86,6 +90,18 @@ def kinesalite() -> Path:
 def dynamodb_local() -> Path:
     """The folder with DynamoDBLocal.jar and its libraries."""
     return _fetched(DYNAMODB / "DynamoDBLocal.jar").parent
+
+
+def ministack_folder() -> Path:
+    """Where its environment belongs: another lock or another Python is another environment."""
+    made_of = MINISTACK_LOCK.read_bytes() + sys.version.encode()
+    return PARTS / f"ministack-{hashlib.sha256(made_of).hexdigest()[:12]}"
+
+
+def ministack() -> Path:
+    """The Python that has ministack."""
+    _fetched(ministack_folder() / "whole")
+    return ministack_folder() / "bin" / "python"
 
 
 def version_of(program: Path) -> tuple[int, ...]:

@@ -79,7 +79,8 @@ def table_findings(
         yield Finding("fail", "UW-DD-003", sentence, "Give the source table another name with to:.")
         return
     yield Finding("pass", "UW-DD-001", f"The DynamoDB table {table} is there, with the key {_spelled(key)}.")
-    yield from _write_findings(service, table, key)
+    # Where deleted rows' items expire, nothing ever calls DeleteItem.
+    yield from _write_findings(service, table, key, removes=ttl_attribute is None)
     if ttl_attribute is not None:
         yield from _ttl_findings(service, table, ttl_attribute)
 
@@ -185,7 +186,9 @@ def _ttl_findings(service: JsonService, table: str, attribute: str) -> Iterator[
     )
 
 
-def _write_findings(service: JsonService, table: str, key: Sequence[KeyAttribute]) -> Iterator[Finding]:
+def _write_findings(
+    service: JsonService, table: str, key: Sequence[KeyAttribute], *, removes: bool
+) -> Iterator[Finding]:
     """Whether writes are allowed, by writes under a condition that can't hold."""
     sample = {"S": "upwell-doctor"}, {"N": "0"}, {"B": "AA=="}
     values = {type_: value for value in sample for type_ in value}
@@ -195,7 +198,8 @@ def _write_findings(service: JsonService, table: str, key: Sequence[KeyAttribute
         "ConditionExpression": "attribute_exists(#v) AND attribute_not_exists(#v)",
         "ExpressionAttributeNames": {"#v": "_upwell_v"},
     }
-    for action, extra in (("PutItem", {"Item": item}), ("UpdateItem", {"Key": item}), ("DeleteItem", {"Key": item})):
+    requests = {"PutItem": {"Item": item}, "UpdateItem": {"Key": item}}
+    for action, extra in {**requests, **({"DeleteItem": {"Key": item}} if removes else {})}.items():
         try:
             service.call(action, {**impossible, **extra})
         except ServiceRefusal as refusal:

@@ -215,6 +215,11 @@ class ItemForm:
             return None, None
         return None, Template.joined(key[1:], "#", key)
 
+    @property
+    def lead(self) -> str:
+        """The text that every partition key begins with; empty where it is a column's value."""
+        return self._partition.lead if self._partition is not None else ""
+
     def _key_attributes(self) -> tuple[KeyAttribute, ...]:
         if self._partition is not None:
             names = [TEMPLATE_PARTITION_KEY, *([TEMPLATE_SORT_KEY] if self._sort is not None else [])]

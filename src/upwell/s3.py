@@ -6,10 +6,13 @@ https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
+from collections.abc import Sequence
 from typing import Final
 from urllib.parse import urlsplit
 
+from upwell import rights
 from upwell.aws import AwsTime, Credentials, Place
 from upwell.aws_errors import ServiceRefusal, translate
 from upwell.errors import OperatorError, UpwellError
@@ -166,15 +169,18 @@ def no_such_bucket(bucket: str, region: str) -> OperatorError:
 def _denied(bucket: str, method: str, key: str) -> OperatorError:
     objects = f"arn:aws:s3:::{bucket}/{key.rsplit('/', 3)[0]}/*"  # the pipeline's part: see claims.py
     if method == "PUT":
-        statement = f'{{"Effect": "Allow", "Action": "s3:PutObject", "Resource": "{objects}"}}'
-    else:  # without the second, S3 does not tell an object that is not there from one that may not be read
+        statement = _statement(rights.PUT_CLAIMS, objects)
+    else:
         statement = (
-            f'{{"Effect": "Allow", "Action": "s3:GetObject", "Resource": "{objects}"}}, '
-            f'{{"Effect": "Allow", "Action": "s3:ListBucket", "Resource": "arn:aws:s3:::{bucket}"}}'
+            f"{_statement(rights.GET_CLAIMS, objects)}, {_statement(rights.MISS_CLAIMS, f'arn:aws:s3:::{bucket}')}"
         )
     return OperatorError(
         f"AWS denies {'writing' if method == 'PUT' else 'reading'} objects in the bucket {bucket}.",
         code="UW-CC-003",
         remedy=f"Add to the policy of these credentials: {statement}; where kms_key is set, also "
-        f"{'kms:GenerateDataKey' if method == 'PUT' else 'kms:Decrypt'} on that key.",
+        f"{', '.join(rights.ENCRYPT if method == 'PUT' else rights.DECRYPT)} on that key.",
     )
+
+
+def _statement(actions: Sequence[str], resource: str) -> str:
+    return json.dumps({"Effect": "Allow", "Action": list(actions), "Resource": resource})

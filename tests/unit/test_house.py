@@ -26,14 +26,15 @@ FLOORS = {
     "contracts": {"ports.py"},
     "rules": {
         "lanes.py", "envelope.py", "mapping.py", "where.py", "comparison.py", "items.py", "keytemplates.py",
-        "clock.py", "failpoints.py", "tablepatterns.py", "claims.py",
+        "clock.py", "failpoints.py", "tablepatterns.py", "claims.py", "heartbeat.py", "pgtext.py", "presentation.py",
+        "exposure.py",
     },
     "configuration": {"config.py", "configfile.py", "settings.py"},
-    "aws": {"aws.py", "aws_errors.py", "http1.py", "sigv4.py", "s3.py"},
+    "aws": {"aws.py", "aws_errors.py", "http1.py", "sigv4.py", "s3.py", "rights.py"},
     "tables": {"dynamodb_tables.py"},
-    "outside": {"sources/", "sinks/", "streams/", "targets/", "state/"},
+    "outside": {"sources/", "sinks/", "streams/", "targets/", "readers/", "state/"},
     "flow": {"pipeline/"},
-    "doors": {"app/"},
+    "doors": {"app/", "cloud/"},
 }  # fmt: skip
 MAY_IMPORT = {
     "words": {"words"},
@@ -48,11 +49,16 @@ MAY_IMPORT = {
 }
 # package → the modules that import it, when it is needed and not before
 DRIVERS = {
-    "psycopg": {"sources.postgres_session", "targets.postgres_session"},
+    "psycopg": {"sources.postgres_session", "targets.postgres_session", "readers.postgres"},
     "mssql_python": {"sources.sqlserver_session"},
     "pytds": {"sources.sqlserver_session"},
     "botocore": {"aws"},
     "sqlglot": {"where"},
+    "starlette": {"cloud.read_api"},
+    "uvicorn": {"app.api"},
+    "mangum": {"cloud.read_api_lambda"},
+    "jwt": {"cloud.authorization", "cloud.jwks"},
+    "cryptography": {"cloud.cursors", "sources.sqlserver_session"},
 }
 FOREIGN = {"click": "app", "rich": "app", "pydantic": "settings|config", "yaml": "configfile|app"}
 DATABASES = ("postgres", "sqlserver", "sqlite", "kinesis", "dynamodb", "stdout")

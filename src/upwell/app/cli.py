@@ -16,6 +16,7 @@ from upwell.app import logs
 from upwell.errors import UpwellError
 
 if TYPE_CHECKING:
+    from upwell.app.stacks.guide import Kind
     from upwell.config import Pipeline
 
 CONTEXT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -439,6 +440,39 @@ def drop_letters(file: Path, ids: tuple[str, ...]) -> None:
     with box(loaded(file, [])) as letters:
         for id_ in ids:
             letters.drop(id_)
+
+
+@upwell.command()
+@options
+@click.argument("kind", type=click.Choice(["serverless", "relational", "publisher-access"]))
+@click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="Write template, package and guide there.")
+@click.option("--estimate", is_flag=True, help="Say what it costs a month, about, at the load that follows.")
+@click.option("--events", type=float, default=10.0, show_default=True, help="Changes a second, on average.")
+@click.option("--row-bytes", type=int, default=500, show_default=True, help="Of a row.")
+@click.option("--reads", type=float, default=10.0, show_default=True, help="Answers of the read API a second.")
+@click.option("--gigabytes", type=float, default=10.0, show_default=True, help="Of rows at the destination.")
+def stack(file: Path, kind: Kind, out: Path | None, estimate: bool, **load: Any) -> None:
+    """Write what puts this pipeline's cloud side there: CloudFormation, with all that it needs.
+
+    serverless: DynamoDB tables and the read API behind API Gateway. relational: the stream, the subscriber on Lambda,
+    Aurora, and the read API on a fleet. publisher-access: a role with this pipeline's rights, for a certificate instead
+    of keys. Without --out the template is printed.
+
+    \b
+    Example:  upwell stack serverless --out cloud
+    """
+    from upwell.app.stack import report, stack
+    from upwell.app.stacks.estimate import Load
+
+    made = stack(kind, file)
+    logs.hide(made.pipeline.secrets)
+    if estimate:
+        report(made, Load(**load))
+    elif out is None:
+        click.echo(made.text(), nl=False)
+    else:
+        for path in made.write(out):
+            click.echo(path)
 
 
 @upwell.group()

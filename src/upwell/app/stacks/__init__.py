@@ -1,0 +1,1 @@
+"""CloudFormation templates for a pipeline: pure functions from its blueprint to a template."""

@@ -1,0 +1,206 @@
+"""What of a pipeline decides its templates, read once from the configuration and, for DynamoDB, from the source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from upwell.app import build
+from upwell.clock import SystemClock
+from upwell.config import Pipeline
+from upwell.errors import ConfigError
+from upwell.heartbeat import HEARTBEAT
+from upwell.items import ItemForm, KeyAttribute, attribute_type, key_type
+from upwell.mapping import TableRule
+from upwell.model import TableName, TableSchema
+from upwell.settings import ApiTableSettings
+from upwell.state.dynamodb_control import KEY as CONTROL_KEY
+
+Authorization = Literal["jwt", "iam", "api_keys"]
+
+
+@dataclass(frozen=True)
+class Index:
+    """A global secondary index."""
+
+    name: str
+    key: tuple[KeyAttribute, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of DynamoDB."""
+
+    name: str
+    key: tuple[KeyAttribute, ...]
+    indexes: tuple[Index, ...] = ()
+    leads: tuple[str, ...] = ()  # what the partition keys of our items begin with, where others may be in the table
+    exposed: bool = False  # the read API answers from it
+
+
+@dataclass(frozen=True)
+class ClaimPlace:
+    """Where rows go that are too large."""
+
+    bucket: str
+    prefix: str  # the pipeline's own part
+    kms_key: str | None = None
+
+
+@dataclass(frozen=True)
+class Api:
+    """The read API."""
+
+    authorization: Authorization
+    tables: tuple[str, ...]  # as in the URL
+    keys: tuple[str, ...] = ()  # names of its API keys
+    requests_per_second: int = 50  # of one caller
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A pipeline, as far as templates are concerned."""
+
+    pipeline: str
+    tables: tuple[Table, ...] = ()
+    heartbeat: Table | None = None  # where the pipeline's heartbeat arrives, in DynamoDB
+    create_tables: bool = False
+    removes: bool = False  # deleted rows' items go at once, instead of expiring
+    stream: str | None = None
+    control: Table | None = None
+    claims: ClaimPlace | None = None
+    api: Api | None = None
+
+    @property
+    def written(self) -> tuple[Table, ...]:
+        """All tables that the pipeline's rows lie in."""
+        return (*self.tables, self.heartbeat) if self.heartbeat else self.tables
+
+
+def of_stream(pipeline: Pipeline) -> Blueprint:
+    """Of a pipeline to Kinesis; asks nothing outside the configuration. Raises ConfigError."""
+    settings = pipeline.destination().kinesis
+    if settings is None:
+        raise _wrong_destination(pipeline, "kinesis")
+    control = None if settings.control_table is None else Table(settings.control_table, CONTROL_KEY)
+    return Blueprint(
+        pipeline.name, stream=settings.stream, control=control, claims=_claims(pipeline), api=_api(pipeline)
+    )
+
+
+def of_tables(pipeline: Pipeline) -> Blueprint:
+    """Of a pipeline to DynamoDB; asks the source for its tables. Raises UpwellError."""
+    settings = pipeline.destination().dynamodb
+    if settings is None:
+        raise _wrong_destination(pipeline, "dynamodb")
+    mapping = build.mapping(pipeline)
+    with closing(build.source_parts(pipeline).open(SystemClock())) as source:
+        schemas = [mapping.schema(table) for table in source.tables()]
+    api = _api(pipeline)
+    beats = [HEARTBEAT] if api else []
+    with closing(build.dynamodb_sink(pipeline, SystemClock())) as sink:
+        sink.learn([*schemas, *beats])
+        made = _merged(_table(pipeline, sink.form(schema), schema) for schema in schemas)
+        heartbeat = None
+        if api:
+            form = sink.form(HEARTBEAT)
+            heartbeat = Table(form.table, form.key_attributes, exposed=True)
+    return Blueprint(
+        pipeline.name,
+        tables=tuple(made),
+        heartbeat=heartbeat,
+        create_tables=settings.create_tables,
+        removes=settings.deletes == "remove",
+        claims=_claims(pipeline),
+        api=api,
+    )
+
+
+def _table(pipeline: Pipeline, form: ItemForm, schema: TableSchema) -> Table:
+    exposed = [settings for settings in _exposed(pipeline) if _is(settings.table, schema)]
+    indexes = [
+        Index(name, tuple(_index_key(schema, column) for column in (index.partition_key, index.sort_key) if column))
+        for settings in exposed
+        for name, index in settings.indexes.items()
+    ]
+    return Table(form.table, form.key_attributes, tuple(indexes), (form.lead,) if form.shared else (), bool(exposed))
+
+
+def _merged(tables: Iterable[Table]) -> tuple[Table, ...]:
+    """Several source tables may lie in one."""
+    merged: dict[str, Table] = {}
+    for table in tables:
+        before = merged.get(table.name)
+        merged[table.name] = table if before is None else _both(before, table)
+    return tuple(merged.values())
+
+
+def _both(one: Table, other: Table) -> Table:
+    return replace(
+        one,
+        indexes=tuple(dict.fromkeys((*one.indexes, *other.indexes))),
+        leads=(*one.leads, *other.leads),
+        exposed=one.exposed or other.exposed,
+    )
+
+
+def _index_key(schema: TableSchema, name: str) -> KeyAttribute:
+    column = next((column for column in schema.columns if column.name == name), None)
+    if column is None:
+        raise _no_index(schema.table, name, "the table has no such column, after renaming")
+    if name in schema.key[:2] and len(schema.key) <= 2:
+        return KeyAttribute(name, key_type(column))
+    type_ = attribute_type(column)
+    if type_ not in ("S", "N", "B"):
+        raise _no_index(schema.table, name, f"{column.kind} becomes {type_}, by which DynamoDB does not sort")
+    return KeyAttribute(name, type_)
+
+
+def _no_index(table: str, column: str, why: str) -> ConfigError:
+    return ConfigError(
+        f"{column} of {table} can't be part of an index in DynamoDB: {why}.",
+        code="UW-CS-001",
+        remedy="Choose another column under api.tables.NAME.indexes.",
+    )
+
+
+def _is(name: str, schema: TableSchema) -> bool:
+    """Whether the API's table is this one; without a schema, the one in the source's default schema."""
+    return TableRule(TableName.parse(name)).matches(schema.table, schema.dialect)
+
+
+def _exposed(pipeline: Pipeline) -> Sequence[ApiTableSettings]:
+    return [] if pipeline.config.api is None else list(pipeline.config.api.tables.values())
+
+
+def _api(pipeline: Pipeline) -> Api | None:
+    settings = pipeline.config.api
+    if settings is None:
+        return None
+    authorization = settings.authorization
+    kind: Authorization = "jwt" if authorization.jwt else "iam" if authorization.iam else "api_keys"
+    return Api(
+        kind,
+        tuple(settings.tables),
+        keys=tuple(authorization.api_keys or ()),
+        requests_per_second=int(settings.limits.requests_per_second),
+    )
+
+
+def _claims(pipeline: Pipeline) -> ClaimPlace | None:
+    destination = pipeline.destination()
+    settings = destination.kinesis or destination.dynamodb
+    if settings is None or settings.claim_check is None:
+        return None
+    check = settings.claim_check
+    return ClaimPlace(check.bucket, f"{check.prefix}{pipeline.name}/", check.kms_key)
+
+
+def _wrong_destination(pipeline: Pipeline, kind: str) -> ConfigError:
+    return ConfigError(
+        f"{pipeline.file} has no `destination.{kind}`, for which this stack is.",
+        code="UW-CF-012",
+        remedy="upwell stack serverless is for dynamodb, upwell stack relational for kinesis.",
+    )
