@@ -31,13 +31,16 @@ def test_a_failover_partner_is_tried_next() -> None:
 
 @pytest.mark.parametrize(
     "url", ["mssql:///d", "mssql://u:p@h/d?trustservercertificate=yes", "mssql://u:p@h/d?encrypt=maybe",
-            "mssql://u:p@h/d?read_timeout=soon"],
+            "mssql://u:p@h/d?read_timeout=soon", "mssql://u:p@h", "mssql://u:p#w@h/d", "mssql://u:p/w@h/d",
+            "mssql://u:p[w@h/d"],
 )  # fmt: skip
 def test_what_is_wrong_with_a_url_is_said_without_its_secrets(url: str) -> None:
     with pytest.raises(ConfigError) as error:
         Address.parse(url)
     assert error.value.code == "UW-MS-001"
     assert "u:p" not in str(error.value)
+    assert "'p" not in str(error.value)
+    assert error.value.__cause__ is None
 
 
 def certificate(*names: str) -> x509.Certificate:

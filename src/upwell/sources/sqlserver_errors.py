@@ -46,7 +46,7 @@ _BY_NUMBER: Final[dict[int, _Meaning]] = {
         OperatorError,
         "UW-MS-002",
         "SQL Server at {where} does not accept the user or the password.",
-        "Check user and password in source.url.",
+        "Check user and password in source.url, and the database at its end: not every driver tells which it was.",
     ),
     4060: _Meaning(
         OperatorError,

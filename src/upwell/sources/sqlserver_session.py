@@ -72,23 +72,24 @@ class Address:
     @classmethod
     def parse(cls, url: str) -> Address:
         """Raises ConfigError."""
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            host, port, database = parts.hostname, parts.port, unquote(parts.path.strip("/"))
+        except ValueError:  # whose words quote what it takes for the port
+            raise _wrong("what is special in its password must be encoded, as in %40 for @") from None
         options = dict(parse_qsl(parts.query, keep_blank_values=True))
         unknown = sorted(options.keys() - _OPTIONS)
-        if unknown or not parts.hostname:
-            what = f"it has no option {unknown[0]}" if unknown else "it names no host"
-            raise ConfigError(
-                f"The source's URL is not right: {what}.",
-                code="UW-MS-001",
-                remedy=f"mssql://USER:PASSWORD@HOST:1433/DATABASE, with options {', '.join(sorted(_OPTIONS))}.",
-            )
+        if unknown:
+            raise _wrong(f"it has no option {unknown[0]}")
+        if not host or not database:
+            raise _wrong(f"it names no {'database' if host else 'host'}")
         timeout = options.get("read_timeout", str(READ_TIMEOUT_S))
-        if not timeout.isdigit():
-            raise ConfigError("The source's URL is not right: read_timeout takes seconds.", code="UW-MS-001")
+        if not timeout.isdecimal():
+            raise _wrong("read_timeout takes seconds")
         return cls(
-            host=parts.hostname,
-            port=parts.port,
-            database=unquote(parts.path.strip("/")),
+            host=host,
+            port=port,
+            database=database,
             user=unquote(parts.username or ""),
             password=unquote(parts.password or ""),
             instance=options.get("instance", ""),
@@ -116,12 +117,20 @@ class Address:
         return f"{self.host}{instance}:{self.port or DEFAULT_PORT}/{self.database}"
 
 
+def _wrong(what: str) -> ConfigError:
+    return ConfigError(
+        f"The source's URL is not right: {what}.",
+        code="UW-MS-001",
+        remedy=f"mssql://USER:PASSWORD@HOST:1433/DATABASE, with options {', '.join(sorted(_OPTIONS))}.",
+    )
+
+
 def _flag(options: dict[str, str], name: str, *, default: bool) -> bool:
     value = options.get(name)
     if value is None:
         return default
     if value.lower() not in ("yes", "no", "true", "false", "1", "0"):
-        raise ConfigError(f"The source's URL is not right: {name} is yes or no.", code="UW-MS-001")
+        raise _wrong(f"{name} is yes or no")
     return value.lower() in ("yes", "true", "1")
 
 
