@@ -119,6 +119,12 @@ def _decimal_loss(column: Column, dialect: str) -> list[str]:
     return notes
 
 
+def attribute_of(column: Column, value: Value) -> Attribute:
+    """A value that is not NULL as the attribute that the column becomes, to compare with."""
+    encode = _ENCODERS[column.kind] if attribute_type(column) != "S" else _text_or_other
+    return encode(value)
+
+
 def key_type(column: Column) -> KeyType:
     """What a column becomes as a partition or sort key."""
     type_ = attribute_type(column)
@@ -547,6 +553,11 @@ def _json_text(attribute: Attribute) -> str:
     if type_ == "NULL":
         return "null"
     return _quoted(value)
+
+
+def canonical_json(text: str) -> str:
+    """A JSON document in the one notation in which it comes back from DynamoDB; once more, it stays the same."""
+    return _json_text(_json_or_other(text))
 
 
 def _quoted(value: object) -> str:

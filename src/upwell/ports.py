@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from upwell.errors import Rejected, TransientError
 from upwell.model import (
@@ -365,3 +365,60 @@ class ShardCheckpoints(Protocol):
 
     def save(self, stream: str, shard: str, sequence: str | None) -> None:
         """Durable when it returns."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadIndex:
+    """A second way into a table: the rows of a value, in the order of another column."""
+
+    name: str
+    partition_key: str
+    sort_key: str | None = None  # rows in which it is NULL are not found
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Which rows are wanted, from where on, how many at most."""
+
+    schema: TableSchema
+    tenant: tuple[str, str] | None  # a column, and what it must be equal to in every row
+    index: ReadIndex | None  # None: all rows
+    partition: Value  # of the index's partition key
+    after: Any  # see Found; None: from the beginning
+    limit: int
+
+
+class Found(NamedTuple):
+    """A row, and what `Listing.after` must be to go on behind it: JSON that only the reader understands."""
+
+    row: list[Value]
+    after: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some rows of a listing. It may be short, or empty, and still not be the last one."""
+
+    found: Sequence[Found]
+    after: Any  # to go on behind all of them; None: there are no more
+
+
+class Reader(Protocol):
+    """Where the read API reads. Threads share it; one attempt each.
+
+    Rows are in the order of the schema's columns, values as presentation.py has them, so that every reader gives the
+    same for the same row. A row of another tenant is as if it were not there. What a store can't hold as a key is not
+    there either. All raise TransientError and OperatorError; Rejected for a row that can't be had.
+    """
+
+    def get(self, schema: TableSchema, key: Sequence[Value], tenant: tuple[str, str] | None) -> list[Value] | None:
+        """The row of this key, as it is now; None where there is none."""
+
+    def page(self, listing: Listing) -> Page:
+        """The next rows of a listing: each that is there all the while comes exactly once."""
+
+    def heartbeats(self, pipeline: str) -> Sequence[Mapping[str, Any]]:
+        """The heartbeat rows that have arrived; see heartbeat.py."""
+
+    def close(self) -> None:
+        """Free connections; never raises."""

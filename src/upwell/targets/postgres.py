@@ -17,6 +17,7 @@ import orjson
 
 from upwell.errors import OperatorError, Rejected, TransientError, UniqueConflict, UpwellError
 from upwell.model import DeadLetter, Finding, TableName, TableSchema, Value
+from upwell.pgtext import wire_value
 from upwell.ports import LaneState, Request, ResyncState
 from upwell.targets import postgres_checkup as checkup
 from upwell.targets import postgres_own as own
@@ -31,7 +32,7 @@ from upwell.targets.postgres_tables import (
     read_table,
     target_name,
 )
-from upwell.targets.postgres_types import copy_data, copy_lines, key_text, wire_value
+from upwell.targets.postgres_types import copy_data, copy_lines, key_text
 
 SWEEP_TIMEOUT_S: Final = 3600
 # A table whose rows had to make way for each other is written by one transaction at a time, for so many of them.

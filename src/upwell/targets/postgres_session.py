@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from upwell.errors import OperatorError, Rejected, TransientError, UniqueConflict, UpwellError
+from upwell.pgtext import TEXT_FORMS
 
 if TYPE_CHECKING:
     import psycopg
@@ -26,19 +27,7 @@ IDLE_IN_TRANSACTION_S: Final = 30
 POOL_WAIT_S: Final = 60.0
 KEEPALIVE_IDLE_S: Final = 30
 
-# How values look as text, in and out: what sweep compares and what the wire carries depend on each of these.
-_SETTINGS: Final = f"""
-SET client_encoding TO 'UTF8';
-SET standard_conforming_strings TO on;
-SET TimeZone TO 'UTC';
-SET DateStyle TO 'ISO, YMD';
-SET IntervalStyle TO 'postgres';
-SET extra_float_digits TO 1;
-SET bytea_output TO 'hex';
-SET lc_monetary TO 'C';
-SET xmloption TO content;
-SET array_nulls TO on;
-SET jit TO off;
+_SETTINGS: Final = f"""{TEXT_FORMS}SET jit TO off;
 SET statement_timeout TO '{STATEMENT_TIMEOUT_S}s';
 SET lock_timeout TO '{LOCK_TIMEOUT_S}s';
 SET idle_in_transaction_session_timeout TO '{IDLE_IN_TRANSACTION_S}s'

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import re
 from binascii import Error as Base64Error
-from binascii import a2b_base64, b2a_base64
+from binascii import a2b_base64
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
@@ -203,36 +202,3 @@ def key_text(column: Column, value: Value) -> str:
     if column.kind is Kind.BYTES and isinstance(value, str):
         return "\\x" + a2b_base64(value).hex()
     return _texts("", [value])[0]
-
-
-# ---- back to the wire ----
-
-_EXACT_MAX: Final = 2**53  # a JSON number beyond is not the same integer everywhere
-
-
-def wire_value(kind: Kind, text: str | None) -> Value:
-    """What the type's output function printed, as the wire has it; of a value that came over the wire, the same."""
-    if text is None:
-        return None
-    decode = _DECODERS.get(kind)
-    return text if decode is None else decode(text)
-
-
-def _integer(text: str) -> Value:
-    number = int(text)
-    return number if -_EXACT_MAX <= number <= _EXACT_MAX else text
-
-
-def _float(text: str) -> Value:
-    number = float(text)
-    return number if math.isfinite(number) else text
-
-
-_DECODERS: Final[dict[Kind, Callable[[str], Value]]] = {
-    Kind.BOOL: lambda text: text == "t",
-    Kind.INT: _integer,
-    Kind.FLOAT: _float,
-    Kind.BYTES: lambda text: b2a_base64(bytes.fromhex(text.removeprefix("\\x")), newline=False).decode(),
-    Kind.TIMESTAMP: lambda text: text.replace(" ", "T", 1),
-    Kind.TIMESTAMPTZ: lambda text: text.replace(" ", "T", 1).replace("+00", "Z"),
-}

@@ -1,0 +1,1 @@
+"""Stores that the read API reads."""
