@@ -197,6 +197,10 @@ def _balancer(t: Template) -> None:
             "TargetGroupAttributes": [{"Key": "deregistration_delay.timeout_seconds", "Value": "30"}],
         },
     )
+    _listeners(t)
+
+
+def _listeners(t: Template) -> None:
     forward = {"Type": "forward", "TargetGroupArn": ref("Targets")}
     secure = {"Protocol": "HTTPS", "Port": str(HTTPS_PORT), "StatusCode": "HTTP_301"}
     t.add(

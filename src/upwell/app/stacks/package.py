@@ -20,7 +20,6 @@ from typing import Final
 
 import yaml
 
-import upwell
 from upwell.app.stacks.functions import RUNTIME
 from upwell.errors import ConfigError, UpwellError
 
@@ -145,8 +144,7 @@ def write(found: Mapping[str, bytes], file: Path) -> None:
 
 def _upwell() -> Iterator[tuple[str, bytes]]:
     """Our own code, and the metadata that knows its version."""
-    folder = Path(upwell.__file__).parent
-    yield from _files(folder, "upwell/")
+    yield from _files(Path(str(files("upwell"))), "upwell/")
     own = importlib.metadata.distribution("upwell")
     yield f"upwell-{own.version}.dist-info/METADATA", (own.read_text("METADATA") or "").encode()
 
