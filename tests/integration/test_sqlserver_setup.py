@@ -36,6 +36,22 @@ def test_track_runs_exactly_what_it_shows_and_only_what_is_missing(shop: Shop) -
     assert tuple(retention or ()) == (14, "DAYS")
 
 
+@needs_hooks
+def test_who_may_not_track_is_told_who_may(shop: Shop) -> None:
+    """grants.sql gives no such right."""
+    name = shop.value("SELECT DB_NAME()")
+    shop.run(
+        f"CREATE LOGIN reader_{name} WITH PASSWORD = N'Secret-123'",
+        f"CREATE USER reader_{name} FOR LOGIN reader_{name}",
+    )
+    track(shop.url, selections("t"), shop.driver)
+    shop.run(f"GRANT SELECT, VIEW CHANGE TRACKING ON OBJECT::t TO reader_{name}")
+    with pytest.raises(OperatorError) as refused:
+        untrack(in_database(shop.url, name, user=f"reader_{name}", password="Secret-123"), selections("t"), shop.driver)
+    assert refused.value.code == "UW-MS-004"
+    assert "owner" in refused.value.remedy
+
+
 def test_undo_leaves_what_others_track(shop: Shop) -> None:
     name = shop.value("SELECT DB_NAME()")
     track(shop.url, selections("t", "other"), shop.driver)
@@ -49,8 +65,8 @@ def test_undo_leaves_what_others_track(shop: Shop) -> None:
 
 
 def test_a_table_without_a_key_or_that_is_not_there_is_told(shop: Shop) -> None:
-    shop.run("CREATE TABLE heap (a int)")
-    for table, code in [("heap", "UW-MS-041"), ("gone", "UW-MS-043")]:
+    shop.run("CREATE TABLE heap (a int)", "CREATE TABLE any_kind (k sql_variant NOT NULL PRIMARY KEY)")
+    for table, code in [("heap", "UW-MS-041"), ("gone", "UW-MS-043"), ("any_kind", "UW-MS-044")]:
         with pytest.raises(OperatorError) as refused:
             track(shop.url, selections(table), shop.driver)
         assert refused.value.code == code

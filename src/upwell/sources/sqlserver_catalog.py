@@ -23,6 +23,10 @@ MARKER: Final = "upwell_marker"  # our table in the source, where somebody has m
 # sys.internal_tables: the table behind CHANGETABLE.
 _SIDE_TABLE: Final = 209
 _LEVEL_MIN: Final = 90  # below it CHANGETABLE is not understood
+_NO_KEYS: Final = {
+    "timestamp": "SQL Server tracks no such table",
+    "sql_variant": "its values are ordered by their types, and reading can't go on from one that has become text",
+}
 
 
 class TableState(NamedTuple):
@@ -287,12 +291,13 @@ def _table(
             remedy="Leave it out, or keep it on disk.",
         )
     of_key = tuple(by_id[part.column] for part in key)
-    if any(column.type.name == "timestamp" for column in of_key):
-        raise OperatorError(
-            f"A rowversion is part of the primary key of {state.name}: SQL Server tracks no such table.",
-            code="UW-MS-044",
-            remedy="Give it a primary key of other columns.",
-        )
+    for column in of_key:
+        if column.type.name in _NO_KEYS:
+            raise OperatorError(
+                f"A {column.type.declared} is part of the primary key of {state.name}: {_NO_KEYS[column.type.name]}.",
+                code="UW-MS-044",
+                remedy="Give it a primary key of other columns.",
+            )
     names = _chosen(state.name, columns, of_key, selection)
     published = tuple(column for column in columns if column.name in names)
     schema = TableSchema(

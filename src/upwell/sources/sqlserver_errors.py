@@ -21,6 +21,8 @@ class _Meaning(NamedTuple):
 
 
 LOGIN_FAILED: Final = 18456
+NO_RIGHT: Final = "UW-MS-004"
+NO_OBJECT: Final = "UW-MS-043"
 
 _SNAPSHOT_OFF: Final = _Meaning(
     TransientError,
@@ -33,13 +35,13 @@ _CHANGED_MEANWHILE: Final = _Meaning(
 )
 _RIGHTS: Final = _Meaning(
     OperatorError,
-    "UW-MS-004",
+    NO_RIGHT,
     "SQL Server at {where} does not let us do that: {text}.",
     "Have an administrator run grants.sql, as written by: upwell init",
 )
 _BUSY: Final = _Meaning(TransientError, "UW-MS-008", "SQL Server at {where} takes no connection now: {text}.")
 _BROKEN: Final = _Meaning(TransientError, "UW-MS-010", "The connection to SQL Server at {where} broke: {text}.")
-_NO_TABLE: Final = _Meaning(TransientError, "UW-MS-043", "A table or column of {where} is not there any more: {text}.")
+_NO_TABLE: Final = _Meaning(TransientError, NO_OBJECT, "A table or column of {where} is not there any more: {text}.")
 
 _BY_NUMBER: Final[dict[int, _Meaning]] = {
     LOGIN_FAILED: _Meaning(
@@ -76,8 +78,8 @@ _BY_NUMBER: Final[dict[int, _Meaning]] = {
     ),
     **dict.fromkeys((3952, 3954, 3956, 3957), _SNAPSHOT_OFF),
     **dict.fromkeys((3960, 3961), _CHANGED_MEANWHILE),
-    **dict.fromkeys((229, 230, 297, 300, 262, 916, 15247), _RIGHTS),
-    **dict.fromkeys((207, 208, 4902), _NO_TABLE),
+    **dict.fromkeys((229, 230, 297, 300, 262, 916, 5011, 15247), _RIGHTS),
+    **dict.fromkeys((207, 208, 1088, 4902), _NO_TABLE),
     **dict.fromkeys(
         (10928, 10929, 10936, 17809, 18401, 40197, 40501, 40613, 49918, 49919, 49920, 40143, 4221, 615), _BUSY
     ),
@@ -111,6 +113,7 @@ _NUMBERS: Final = tuple(
         (230, r"permission was denied on the column"),
         (300, r"permission was denied|permission denied in database"),
         (297, r"user does not have permission to perform this action"),
+        (5011, r"does not have permission to alter database"),
         (916, r"is not able to access the database"),
         (207, r"invalid column name"),
         (208, r"invalid object name"),

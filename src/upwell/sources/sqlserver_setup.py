@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
-from upwell.errors import UpwellError
+from upwell.errors import OperatorError, UpwellError
 from upwell.model import Finding, Inspected, TableName, TableSelection
 from upwell.sources import sqlserver_marker as marker
 from upwell.sources.sqlserver_catalog import (
@@ -24,6 +24,7 @@ from upwell.sources.sqlserver_catalog import (
     select,
     tracking_is_off,
 )
+from upwell.sources.sqlserver_errors import NO_OBJECT, NO_RIGHT
 from upwell.sources.sqlserver_place import Server
 from upwell.sources.sqlserver_retention import commit_table_rows, read_retention
 from upwell.sources.sqlserver_session import Address, Driver, Session, literal, load_driver, quoted
@@ -104,8 +105,14 @@ def _untrack_statements(session: Session, server: Server, selections: Sequence[T
 
 
 def _executed(session: Session, statements: list[str]) -> list[str]:
-    for statement in statements:
-        session.run(statement)
+    try:
+        for statement in statements:
+            session.run(statement)
+    except UpwellError as error:
+        if error.code not in (NO_RIGHT, NO_OBJECT):  # a table that may not be altered is one that can't be found
+            raise
+        remedy = "Name an owner of the database in source.url for this command, or have one run what --dry-run shows."
+        raise OperatorError(error.message, code=error.code, remedy=remedy) from error
     return statements
 
 
@@ -245,7 +252,7 @@ def _of_table(session: Session, table: Table, state: TableState) -> Iterator[Fin
     row = session.one(f"SELECT HAS_PERMS_BY_NAME({literal(table.sql)}, 'OBJECT', 'SELECT')")
     if row is None or row[0] != 1:
         remedy = f"GRANT SELECT ON OBJECT::{table.sql} TO upwell;"
-        yield Finding("fail", "UW-MS-004", f"We may not read {table.name}.", remedy)
+        yield Finding("fail", NO_RIGHT, f"We may not read {table.name}.", remedy)
         return
     yield Finding("pass", "UW-MS-040", f"{table.name} is ready; its key is {', '.join(table.schema.key)}.")
     if not state.columns_tracked:

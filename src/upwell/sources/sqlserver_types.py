@@ -132,7 +132,7 @@ _KINDS: Final[dict[str, Kind]] = {
     "hierarchyid": Kind.OTHER,
 }
 _LOOSE: Final = frozenset(
-    {"char", "varchar", "nchar", "nvarchar", "varbinary", "binary", "float", "real", "datetimeoffset", "sql_variant"}
+    {"char", "varchar", "nchar", "nvarchar", "varbinary", "binary", "float", "real", "datetimeoffset"}
 )
 
 _VARIANTS: Final = {
