@@ -14,6 +14,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
 from lab.sqlserver import wire
+from lab.sqlserver.bulk import BulkLoad
 from lab.sqlserver.catalog import Rows
 from lab.sqlserver.engine import Session
 from lab.sqlserver.errors import SqlError
@@ -223,6 +224,7 @@ class Connection:
         self.number = server.next_number()
         self._prepared: dict[int, tuple[str, list[tuple[str, SqlType]]]] = {}
         self._handles = itertools.count(1)
+        self._bulk: BulkLoad | None = None  # announced by the batch before
 
     def run(self) -> None:
         """The working thread."""
@@ -298,7 +300,14 @@ class Connection:
     def _do(self, message: Message, session: Session, answer: Answer) -> None:
         if message.kind == wire.BATCH:
             reader = wire.without_headers(message.data)
-            session.batch(reader.take(len(message.data) - reader.at).decode("utf-16-le"))
+            text = reader.take(len(message.data) - reader.at).decode("utf-16-le")
+            self._bulk = BulkLoad.announced(text)
+            if self._bulk is None:
+                session.batch(text)
+            else:
+                answer.done(None)
+        elif message.kind == wire.BULK and self._bulk is not None:
+            session.batch(*self._bulk.statement(Reader(message.data)))
         elif message.kind == wire.RPC:
             self._procedure(wire.without_headers(message.data), session, answer)
         elif message.kind == wire.TRANSACTION:

@@ -326,31 +326,43 @@ class Reader:
         return self.at >= len(self._data)
 
 
+Value = Callable[[Reader], tuple[SqlType, str]]  # takes a value of one type
+
+
 def read_parameter(reader: Reader) -> tuple[SqlType, str]:
     """A parameter's TYPE_INFO and value: its type, and the value as an expression of PostgreSQL."""
+    return read_type(reader)(reader)
+
+
+def read_type(reader: Reader) -> Value:
+    """A TYPE_INFO: what reads the values that follow it."""
     token = reader.number(1)
     if token in _FIXED:
         kind, size = _FIXED[token]
-        return kind, _number(kind, reader.take(size))
+        return lambda values: (kind, _number(kind, values.take(size)))
     if token in {0x26, 0x68, 0x6D, 0x6E, 0x6F, 0x24, 0x28, 0x29, 0x2A, 0x2B, 0x6A, 0x6C}:
         return _read_short(token, reader)
     if token in {0x23, 0x63, 0x22}:
         reader.take(4 + (0 if token == 0x22 else 5))
-        size = reader.number(4)
-        return _text_or_bytes(token, MAX, None if size == 0xFFFFFFFF else reader.take(size))
+        return lambda values: _text_or_bytes(token, MAX, _read_sized(values, 4))
     if token == 0xF1:
         if reader.number(1):
             raise SqlError(50000, "the stand-in does not know typed xml")
-        return _text_or_bytes(0xE7, MAX, _read_plp(reader))
+        return lambda values: _text_or_bytes(0xE7, MAX, _read_plp(values))
     if token in {0xA7, 0xAF, 0xE7, 0xEF, 0xA5, 0xAD}:
         length = reader.number(2)
         if token not in {0xA5, 0xAD}:
             reader.take(5)
         if length == 0xFFFF:
-            return _text_or_bytes(token, MAX, _read_plp(reader))
-        size = reader.number(2)
-        return _text_or_bytes(token, length, None if size == 0xFFFF else reader.take(size))
+            return lambda values: _text_or_bytes(token, MAX, _read_plp(values))
+        return lambda values: _text_or_bytes(token, length, _read_sized(values, 2))
     raise SqlError(50000, f"the stand-in knows no parameter of type 0x{token:02x}")
+
+
+def _read_sized(reader: Reader, width: int) -> bytes | None:
+    """A value behind its length; all ones are NULL."""
+    size = reader.number(width)
+    return None if size == 256**width - 1 else reader.take(size)
 
 
 _FIXED: Final = {
@@ -363,7 +375,7 @@ _BY_SIZE: Final = {
 }  # fmt: skip
 
 
-def _read_short(token: int, reader: Reader) -> tuple[SqlType, str]:
+def _read_short(token: int, reader: Reader) -> Value:
     """Types whose length takes one byte."""
     if token in {0x29, 0x2A, 0x2B}:
         kind = SqlType({0x29: "time", 0x2A: "datetime2", 0x2B: "datetimeoffset"}[token], scale=reader.number(1))
@@ -374,10 +386,13 @@ def _read_short(token: int, reader: Reader) -> tuple[SqlType, str]:
         kind = SqlType("decimal", precision=reader.number(1), scale=reader.number(1))
     else:
         kind = SqlType(_BY_SIZE[token][reader.number(1)])
-    value = reader.take(reader.number(1))
-    if token in _BY_SIZE and value:
-        kind = SqlType(_BY_SIZE[token][len(value)])
-    return kind, _number(kind, value)
+
+    def read(values: Reader) -> tuple[SqlType, str]:
+        value = values.take(values.number(1))
+        own = SqlType(_BY_SIZE[token][len(value)]) if token in _BY_SIZE and value else kind
+        return own, _number(own, value)
+
+    return read
 
 
 def _number(kind: SqlType, value: bytes) -> str:

@@ -17,7 +17,7 @@ from typing import Final
 from lab.sqlserver.errors import SqlError
 from lab.sqlserver.values import COLLATION, Reader, SqlType, encoder, type_info
 
-BATCH, RPC, ANSWER, ATTENTION, TRANSACTION, LOGIN, PRELOGIN = 0x01, 0x03, 0x04, 0x06, 0x0E, 0x10, 0x12
+BATCH, RPC, ANSWER, ATTENTION, BULK, TRANSACTION, LOGIN, PRELOGIN = 0x01, 0x03, 0x04, 0x06, 0x07, 0x0E, 0x10, 0x12
 END_OF_MESSAGE: Final = 0x01
 RESET: Final = 0x18  # either form of "reset the connection first"
 PACKET: Final = 4096

@@ -68,6 +68,20 @@ def test_fact_4_and_27_merge_is_one_version(tracked_table: Tracked) -> None:
     assert tracked_table.net(1) == {1: "U 2/-", 9: "I 2/2"}
 
 
+def test_fact_28_a_bulk_load_is_tracked(sqlserver: str) -> None:
+    """As bcp does it. It is python-tds that can; the other clients leave it to programs of their own."""
+    owner = connect("python-tds", sqlserver)
+    with new_database(owner) as name:
+        inside = connect("python-tds", sqlserver, name)
+        table = tracked(inside)
+        loaded = [("8", "eight"), ("7", None)]
+        inside.new_cursor().copy_to(data=loaded, table_or_view=table.name, columns=["id", "b"])
+        assert table.net(1) == {7: "I 2/2", 8: "I 2/2"}
+        assert table.rows("SELECT id, a, b FROM {t} WHERE id > 6 ORDER BY id") == [(7, None, None), (8, None, "eight")]
+        inside.close()
+    owner.close()
+
+
 @pytest.mark.parametrize(
     "statements",
     [

@@ -5,8 +5,11 @@ from collections.abc import Iterator
 
 import orjson
 import pytest
+from pytds.tds_base import Column
+from pytds.tds_types import IntType
 
 from tests.contract.source_contract import Replica, wait_for_chunk
+from tests.contract.sqlserver_clients import connect as connect_client
 from tests.integration.sqlserver_shop import Shop, open_shop, selections, told, windows_until
 from tests.sqlserver_databases import connect
 from upwell.model import unpack_version
@@ -157,6 +160,19 @@ def test_fact_27_merges_cascades_and_triggers(shop: Shop) -> None:
         "WHEN MATCHED THEN UPDATE SET a = s.a WHEN NOT MATCHED THEN INSERT (id, a) VALUES (s.id, s.a);"
     )
     assert next_events(replica) == [("u", "update", "[2]"), ("u", "insert", "[3]")]
+
+
+def test_fact_28_what_is_loaded_in_bulk_is_tracked(shop: Shop, replica: Replica) -> None:
+    """By what bcp sends: rows without any statement."""
+    client = connect_client("python-tds", shop.url)
+    rows = [(number, number if number % 2 else None, f"bülk {number}") for number in range(10, 310)]
+    columns = [Column("id", type=IntType()), Column("a", type=IntType(), flags=Column.fNullable), "b"]
+    client.new_cursor().copy_to(data=rows, table_or_view="t", columns=columns)
+    client.close()
+    window = replica.take_window()
+    assert {event.was for event in window.events} == {"insert"}
+    assert len({event.version for event in window.events}) == 1
+    assert sorted(replica.of("dbo.t"))[3:] == [list(row) for row in rows]
 
 
 def test_facts_32_and_36_computed_columns_come_with_the_row_and_new_columns_are_told(shop: Shop) -> None:

@@ -99,7 +99,7 @@ class Reading:
             self._watch(publisher, lambda goal=goal: self._inside() >= goal)  # type: ignore[misc]
             publisher.kill()
             self.killed_at.append(self._inside())
-            assert self.killed_at[-1] <= self.size.rows, "it was over before it could be killed"
+            assert self.killed_at[-1] <= self.size.rows, "it was over, and no place inside it had been saved by then"
         publisher = self.pipeline.start("publish")
         self._watch(publisher, lambda: self._inside() > self.size.rows)
         publisher.stop()
