@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, quote, urlsplit
 
@@ -70,6 +71,44 @@ def served(app: Guard) -> Iterator[Http]:
     assert not thread.is_alive()
 
 
+@contextmanager
+def gateway(app: Guard) -> Iterator[Http]:
+    """What API Gateway does: each request becomes an event, one after the other."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            got = function[0].ask(self.path, dict(self.headers.items()), self.command)
+            self.send_response_only(got.status)
+            for name, value in {"content-length": str(len(got.body)), **got.headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(got.body)
+
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("do_"):
+                return self.answer
+            raise AttributeError(name)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    def serve() -> None:
+        with in_lambda(app) as home:
+            function.append(home)
+            server.serve_forever(0.05)
+
+    function: list[Lambda] = []
+    server = HTTPServer((LOOPBACK, 0), Handler)
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    yield Http(int(server.server_address[1]))
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
 @dataclass
 class Lambda:
     """By events as API Gateway (REST, proxy integration) sends them."""
@@ -85,8 +124,15 @@ class Lambda:
         return Got(answer["statusCode"], {**many, **one}, answer["body"].encode())
 
 
-def in_lambda(app: Guard, user_arn: str | None = None) -> Lambda:
-    return Lambda(adapted(app), user_arn)
+@contextmanager
+def in_lambda(app: Guard, user_arn: str | None = None) -> Iterator[Lambda]:
+    """On this thread, as in Lambda."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    yield Lambda(adapted(app), user_arn)
+    loop.run_until_complete(loop.shutdown_default_executor())
+    loop.close()
+    asyncio.set_event_loop(None)
 
 
 def event(path: str, headers: Mapping[str, str], method: str = "GET", user_arn: str | None = None) -> dict[str, Any]:

@@ -542,7 +542,7 @@ class ApiSettings(Settings):
     """The read API; see api.md."""
 
     schema_file: Path = Field(default=Path("upwell-api.json"), alias="schema")
-    """The exposed tables' columns, types and keys: the API's contract. It is written from the source, and
+    """The exposed tables' columns, types and keys: the API's contract. `upwell api --learn` writes it; it
     belongs into version control."""
     database: Annotated[SecretStr, _database_url(TARGET_SCHEMES)] | None = None
     """The database to read: `postgresql://USER:${PASSWORD}@HOST:5432/DATABASE`. Default: the DynamoDB tables where they

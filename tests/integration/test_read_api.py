@@ -67,7 +67,8 @@ def store(request: pytest.FixtureRequest) -> Store:
 def place(request: pytest.FixtureRequest, store: Store) -> Iterator[Place]:
     app = shop(store, by_token(PROVIDER))
     if request.param == "lambda":
-        yield Place(store, in_lambda(app))
+        with in_lambda(app) as function:
+            yield Place(store, function)
         return
     kept, store.reader.close = store.reader.close, lambda: None  # type: ignore[method-assign]  # it is used again
     with served(app) as home:
@@ -257,8 +258,10 @@ def test_what_only_looks_like_a_tenant_counts_for_nothing(place: Place) -> None:
         ("/v1/orders?index=by-country&country=DE&placed=x", 400),
         ("/v1/orders?index=other&country=DE", 400),
         ("/v1/orders?cursor=", 400),
-        ("/v1/orders?cursor=x", 400),
-        ("/v1/orders?cursor=" + "A" * 500, 400),
+        ("/v1/orders?cursor=x", 403),
+        ("/v1/orders?cursor=%3D", 400),
+        ("/v1/orders?cursor=" + "A" * 500, 403),
+        ("/v1/orders?cursor=" + "A" * 12_289, 400),
         ("/v1/orders?" + "x" * 17_000, 414),
         ("/v1/_freshness?x=1", 400),
     ],

@@ -362,6 +362,30 @@ def verify(file: Path, tables: tuple[str, ...], repair: bool, pause_s: float) ->
     return 1 if wrong else 0
 
 
+@upwell.command()
+@options
+@click.option("--learn", is_flag=True, help="Write the schema file from the source, and answer nothing.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on; 0.0.0.0: all.")
+@click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="0: any that is free.")
+def api(file: Path, learn: bool, host: str, port: int) -> None:
+    """Answer reads of the synchronized data over HTTP.
+
+    Shows the tables and columns that `api.tables` names, to callers that `api.authorization` knows. It is the
+    application that also runs on Lambda. Behind a load balancer that ends TLS; SIGTERM or Ctrl-C: it answers what is
+    under way and ends.
+
+    \b
+    Example:  upwell api --learn && upwell api --host 0.0.0.0 --port 8080
+    """
+    from upwell.app.api import learn as learned
+    from upwell.app.api import serve
+
+    if learn:
+        click.echo(learned(loaded(file, ["source", "destination", "subscriber", "masking", "api"])))
+    else:
+        serve(loaded(file, ["destination", "subscriber", "api"]), host, port)
+
+
 @upwell.group("dead-letters")
 def dead_letters() -> None:
     """What could not be delivered or applied: list, show, replay, drop.

@@ -37,17 +37,18 @@ class Cursors:
         return self._fernet.encrypt_at_time(content, int(self._clock.now())).decode().rstrip("=")
 
     def open(self, bound_to: Sequence[Any], cursor: str) -> Any:
-        """What was sealed. Raises Problem."""
+        """What was sealed. Raises Problem: whatever is wrong with a cursor, the answer is the same."""
         from cryptography.fernet import InvalidToken
 
-        token = cursor.encode() + b"=" * (-len(cursor) % 4)
+        refused = Problem(403, "The cursor is not valid here, or has expired; begin again without it.")
         try:
+            token = cursor.encode() + b"=" * (-len(cursor) % 4)
             content = self._fernet.decrypt_at_time(token, CURSOR_S, int(self._clock.now()))
             digest, after = orjson.loads(content)
         except (InvalidToken, ValueError, TypeError) as error:
-            raise Problem(400, "The cursor is not valid, or has expired; begin again without it.") from error
+            raise refused from error
         if not hmac.compare_digest(digest, _digest(bound_to)):
-            raise Problem(403, "The cursor belongs to another listing, or another caller; begin again without it.")
+            raise refused
         return after
 
 

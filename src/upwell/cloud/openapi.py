@@ -9,9 +9,8 @@ from upwell.exposure import PATTERNS, ExposedTable
 from upwell.model import Column, Kind
 
 VERSION: Final = "1"
-KEY_CHARS_MAX: Final = 8 * 1024
-VALUE_CHARS_MAX: Final = 2 * 1024
 CURSOR_CHARS_MAX: Final = 12 * 1024
+CURSOR_PATTERN: Final = "[A-Za-z0-9_-]+"
 
 Json = dict[str, Any]
 
@@ -22,9 +21,9 @@ _NAMES: Final[Mapping[Kind, list[str]]] = {
 }
 _NOT_A_FINDING: Final[Mapping[int, str]] = {
     304: "What the caller has, by If-None-Match, is still so.",
-    400: "A parameter is not of the form that is described here, or a cursor is not valid.",
+    400: "A parameter is not of the form that is described here.",
     401: "Nobody known calls.",
-    403: "The caller may not read this table.",
+    403: "The caller may not read this table, or the cursor is not valid here.",
     404: "There is no such row for this caller, or no such table.",
     413: "A body came with the request.",
     414: "The URL is too long.",
@@ -98,7 +97,7 @@ def _shown(column: Column, dialect: str) -> Json:
 
 def _written(column: Column) -> Json:
     """A value as callers write it."""
-    schema: Json = {"type": "string", "minLength": 1, "maxLength": VALUE_CHARS_MAX, "description": column.type}
+    schema: Json = {"type": "string", "minLength": 1, "description": column.type}
     if column.kind in PATTERNS:
         schema["pattern"] = f"^({PATTERNS[column.kind]})$"
     return schema
@@ -106,9 +105,8 @@ def _written(column: Column) -> Json:
 
 def _key(table: ExposedTable) -> Json:
     columns = table.key
-    schema: Json = {"type": "string", "minLength": 1, "maxLength": KEY_CHARS_MAX}
     parts = [f"({PATTERNS[column.kind]})" if column.kind in PATTERNS else _PART for column in columns]
-    schema["pattern"] = f"^{','.join(parts)}$"
+    schema: Json = {"type": "string", "minLength": 1, "pattern": f"^{','.join(parts)}$"}
     return {
         "name": "key",
         "in": "path",
@@ -126,7 +124,7 @@ _IF_NONE_MATCH: Final[Json] = {
     "name": "If-None-Match",
     "in": "header",
     "required": False,
-    "schema": {"type": "string", "maxLength": 1024, "pattern": r'^(\*|(W/)?"[!#-~]*")$'},
+    "schema": {"type": "string"},
 }
 
 
@@ -172,7 +170,7 @@ def _query(table: ExposedTable, page_max: int) -> Json:
             "type": "string",
             "minLength": 1,
             "maxLength": CURSOR_CHARS_MAX,
-            "pattern": "^[A-Za-z0-9_-]+$",
+            "pattern": f"^{CURSOR_PATTERN}$",
             "description": "Of the page before; good for an hour, for the same caller and the same parameters.",
         },
     }

@@ -21,7 +21,7 @@ from upwell.cloud.answers import JSON, Answer, Problem, json_answer
 from upwell.cloud.authorization import Authorizer, Caller
 from upwell.cloud.cursors import CURSOR_S, Cursors
 from upwell.cloud.guard import Guard
-from upwell.cloud.openapi import description
+from upwell.cloud.openapi import CURSOR_CHARS_MAX, CURSOR_PATTERN, description
 from upwell.cloud.throttle import Throttle
 from upwell.errors import OperatorError, TransientError, UpwellError
 from upwell.exposure import RESERVED, ExposedTable, key_of, tenant_of, value_of
@@ -40,6 +40,7 @@ log = logging.getLogger("upwell.api")
 LIMIT_DEFAULT: Final = 100
 TROUBLE_EVERY_S: Final = 10.0
 _ETAG: Final = re.compile(r'(?:W/)?("[^"]*")')
+_CURSOR: Final = re.compile(CURSOR_PATTERN)
 _CACHE: Final = "private, no-cache"  # may be kept by the caller, and is asked about each time
 
 
@@ -202,7 +203,7 @@ class ReadApi:
         _only(query, RESERVED | ({index.partition_key} if index is not None else set()))
         partition = None if index is None else _partition(table, index, tenant, given)
         bound_to = [self._pipeline, table.name, None if index is None else index.name, partition, tenant]
-        after = self._cursors.open(bound_to, given["cursor"]) if "cursor" in given else None
+        after = self._cursors.open(bound_to, _cursor(given["cursor"])) if "cursor" in given else None
         limit = _limit(given.get("limit"), self._limits.page)
         return Listing(table.schema, tenant, index, partition, after, limit), bound_to
 
@@ -252,6 +253,12 @@ def _partition(
     if column.name == table.tenant and tenant is not None and str(value) != tenant[1]:
         raise Problem(403, "These are another tenant's rows.")
     return value
+
+
+def _cursor(text: str) -> str:
+    if len(text) > CURSOR_CHARS_MAX or not _CURSOR.fullmatch(text):
+        raise Problem(400, "A cursor is never of this form.")
+    return text
 
 
 def _limit(text: str | None, most: int) -> int:
