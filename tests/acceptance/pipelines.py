@@ -28,6 +28,7 @@ from tests.acceptance.compare import (
     SqlServerRows,
     await_equal,
     differences,
+    dynamodb_client,
     kinesis_client,
     shown,
 )
@@ -129,6 +130,7 @@ class Pipeline:
     target: Rows
     source_url: str  # for the workload: postgresql://… or a path
     target_url: str = ""  # of a PostgreSQL target
+    target_items: tuple[str, str] | None = None  # of a subscriber's target in DynamoDB: the endpoint, the prefix
     environ: dict[str, str] = field(default_factory=dict)
     upwell: Sequence[str] = UPWELL
     programs: list[Program] = field(default_factory=list)
@@ -238,6 +240,9 @@ class Pipeline:
         if self.target_url:
             with psycopg.connect(self.target_url) as target:
                 letters += target.execute('SELECT "table", key, reason FROM upwell.dead_letter').fetchall()
+        if self.target_items:
+            kept = own_items(*self.target_items, "upwell_dead_letters")
+            letters += [tuple(item[name]["S"] for name in ("table", "key", "reason")) for item in kept]
         return [" ".join(letter) for letter in letters]
 
     def assert_no_dead_letters(self) -> None:
@@ -250,6 +255,13 @@ class Pipeline:
             with psycopg.connect(self.target_url) as target:
                 holes = target.execute("SELECT reason FROM upwell.repair_request").fetchall()
             assert not holes, f"records were lost: {holes[0][0]}"
+        if self.target_items:
+            repairs = [
+                item["reason"]["S"]
+                for item in own_items(*self.target_items, "upwell_lanes")
+                if "/repair/" in item["id"]["S"]
+            ]
+            assert not repairs, f"records were lost: {repairs[0]}"
 
     def state(self) -> SqliteState:
         """The publisher's state file, as the command line uses it."""
@@ -365,6 +377,38 @@ def through_kinesis(
     )
     pipeline.write_configuration()
     return pipeline
+
+
+def through_kinesis_into_dynamodb(
+    folder: Path,
+    *,
+    source_url: str,
+    kinesis_endpoint: str,
+    dynamodb_endpoint: str,
+    shards: int = 4,
+    keys: Mapping[str, Sequence[str]] = KEYS,
+) -> Pipeline:
+    """Any source → a new Kinesis stream → DynamoDB tables with a prefix of their own. `keys`: as above."""
+    pipeline = through_kinesis(
+        folder, source_url=source_url, target_url="", kinesis_endpoint=kinesis_endpoint, shards=shards, keys=keys
+    )
+    prefix = f"{pipeline.name}-"
+    pipeline.configuration["subscriber"]["target"] = f"dynamodb://{prefix}"
+    pipeline.target = DynamoDbRows(dynamodb_endpoint, prefix, keys)
+    pipeline.target_items = dynamodb_endpoint, prefix
+    pipeline.environ["AWS_ENDPOINT_URL_DYNAMODB"] = dynamodb_endpoint
+    pipeline.write_configuration()
+    return pipeline
+
+
+def own_items(endpoint: str, prefix: str, table: str) -> list[dict[str, Any]]:
+    """What upwell keeps for itself in a table of DynamoDB; nothing where that is not there."""
+    with closing(dynamodb_client(endpoint)) as client:
+        try:
+            pages = client.get_paginator("scan").paginate(TableName=prefix + table, ConsistentRead=True)
+            return [item for page in pages for item in page["Items"]]
+        except client.exceptions.ResourceNotFoundException:
+            return []
 
 
 def into_dynamodb(

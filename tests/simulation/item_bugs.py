@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Final
 from unittest import mock
 
 from tests.simulation.bugs import Patch, around, instead
 from tests.simulation.direct import Items
 from tests.simulation.item_target import SimItemSink, SimLanes
-from upwell.model import LOWEST_VERSION
 from upwell.pipeline import applier, item_applier
 from upwell.pipeline.item_applier import ItemApplier
-from upwell.ports import LaneState, Sweep
+from upwell.ports import Sweep
 
 ITEM_BUGS: Final[dict[str, Callable[[], Patch]]] = {}
 
@@ -24,75 +22,23 @@ def bug(plant: Callable[[], Patch]) -> Callable[[], Patch]:
     return plant
 
 
-def _saving_first(step: str) -> Patch:
-    """The lanes are saved before this step of a batch is done, and so it is not repeated."""
-
-    def hasty(original: Any) -> Any:
-        def stepping(self: Any, *arguments: Any) -> Any:
-            original_save = self.__dict__.pop("hasty_save", None)
-            if original_save is not None:
-                original_save()
-            return original(self, *arguments)
-
-        return stepping
-
-    def planning(original: Any) -> Any:
-        def applying(self: ItemApplier, records: Any, *rest: Any) -> Any:
-            lanes: Any = self._lanes
-            states = {n: replace(s, resyncs=dict(s.resyncs)) for n, s in lanes.tables.lanes.items()}
-            here = {record.lane for record in records}
-            work = applier.plan(records, {n: states.get(n, LaneState()) for n in here})
-            owner: Any = self if step == "_write" else lanes
-            owner.hasty_save = lambda: lanes.save_lanes("", work.states)
-            try:
-                return original(self, records, *rest)
-            finally:
-                owner.__dict__.pop("hasty_save", None)
-
-        return applying
-
-    owner = ItemApplier if step == "_write" else SimLanes
-    return _both(around(owner, step, hasty), around(ItemApplier, "_apply", planning))
-
-
-def _both(one: Patch, other: Patch) -> Patch:
-    from contextlib import ExitStack
-
-    stack = ExitStack()
-
-    class Both:
-        def __enter__(self) -> None:
-            stack.enter_context(one)
-            stack.enter_context(other)
-
-        def __exit__(self, *error: Any) -> None:
-            stack.close()
-
-    return Both()
-
-
 @bug
 def lanes_saved_before_rows() -> Patch:
     """What is known of a lane is saved before the rows that it stands for are written."""
-    return _saving_first("_write")
 
+    def hasty(original: Any) -> Any:
+        def applying(self: ItemApplier, records: Any, *rest: Any) -> Any:
+            def planning(records: Any, states: Any) -> Any:
+                work = applier.plan(records, states)
+                self._lanes.save_lanes("", work.states)
+                return work
 
-@bug
-def lanes_saved_before_dead_letters() -> Patch:
-    """… before what was refused is kept."""
-    return _saving_first("add_dead_letters")
+            with mock.patch.object(item_applier, "plan", planning):
+                return original(self, records, *rest)
 
+        return applying
 
-@bug
-def lanes_saved_before_repair() -> Patch:
-    """… before the repair is asked for."""
-    return _saving_first("ask_repair")
-
-
-@bug
-def lanes_saved_before_closing() -> Patch:
-    """… before the lane's part of a resync is closed: no harm as long as the batch comes again. See below."""
-    return _saving_first("close_lane")
+    return around(ItemApplier, "_apply", hasty)
 
 
 @bug
@@ -111,19 +57,6 @@ def no_version_condition() -> Patch:
 def delete_without_tombstone() -> Patch:
     """A delete leaves nothing behind that would stop a late write."""
     return instead(Items, "tombstones", False)
-
-
-@bug
-def no_watermark() -> Patch:
-    """What a lane has left behind is planned anew, resyncs and zombies included."""
-
-    def blind(original: Any) -> Any:
-        def plan(records: Any, states: Any) -> Any:
-            return original(records, {n: replace(s, version=LOWEST_VERSION) for n, s in states.items()})
-
-        return plan
-
-    return around(item_applier, "plan", blind)
 
 
 @bug
