@@ -197,9 +197,9 @@ class Applying:
 def applying(
     pipeline: Pipeline, clock: Clock, rng: random.Random, *, connections_max: int = 4, sweep_s: float | None = None
 ) -> Iterator[Applying]:
-    """The configured target, ready to be applied to; closed in the end. Raises UpwellError.
+    """What applies to the configured target; closed in the end. Connects to nothing: `target.check()` comes first.
 
-    `sweep_s`: see ItemApplier.
+    `sweep_s`: see ItemApplier. Raises ConfigError or OperatorError.
     """
     settings = pipeline.destination().kinesis
     if settings is None or settings.format != "packed":
@@ -219,12 +219,10 @@ def applying(
             closing_up.callback(known.close)
             sink = item_sink(pipeline, clock, known)
             closing_up.callback(sink.close)
-            known.check()
             yield Applying(ItemApplier(pipeline.name, sink, known, clock, rng, large, sweep_s), known, known, repairs)
         else:
             to = relational(pipeline, connections_max)
             closing_up.callback(to.close)
-            to.check()
             yield Applying(Applier(pipeline.name, to, clock, large), to, PostgresShardCheckpoints(to), repairs)
 
 

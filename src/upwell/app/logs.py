@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, Final, Literal
 
-import click
 import orjson
 
 from upwell.clock import iso_time
@@ -112,6 +111,13 @@ def hidden(text: str) -> str:
     return text
 
 
+def _echo(text: str) -> None:
+    """For a person, on standard error."""
+    import click  # a function in AWS shows nobody anything
+
+    click.echo(hidden(text), err=True)
+
+
 def failed(error: UpwellError) -> None:
     """What ended a command, with the next step."""
     if _lines._form == "json":
@@ -122,7 +128,7 @@ def failed(error: UpwellError) -> None:
         lines.append(f"  to do: {visible(error.remedy, lines=True)}")
     if error.code:
         lines.append(f"  more:  upwell explain {error.code}")
-    click.echo(hidden("\n".join(lines)), err=True)
+    _echo("\n".join(lines))
 
 
 def crashed() -> None:
@@ -132,7 +138,7 @@ def crashed() -> None:
     if _lines._form == "json":
         log.critical("%s", message, extra={"traceback": "" if error is None else _told(error)})
         return
-    click.echo(hidden(("" if error is None else _told(error)) + message), err=True)
+    _echo(("" if error is None else _told(error)) + message)
 
 
 def _told(error: BaseException) -> str:
@@ -160,11 +166,11 @@ def catch_crashes() -> None:
 
     def on_thread(crash: threading.ExceptHookArgs) -> None:
         if crash.exc_value is not None and not isinstance(crash.exc_value, SystemExit):
-            click.echo(hidden(_told(crash.exc_value)), err=True)
+            _echo(_told(crash.exc_value))
 
     def unraisable(crash: Any) -> None:
         if crash.exc_value is not None:
-            click.echo(hidden(_told(crash.exc_value)), err=True)
+            _echo(_told(crash.exc_value))
 
     threading.excepthook = on_thread
     sys.unraisablehook = unraisable
