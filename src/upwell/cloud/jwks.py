@@ -83,7 +83,7 @@ class Jwks:
         try:
             self._keys = _parsed(self._fetch())
             self._fetched_at = self._clock.monotonic()
-        except (OSError, ValueError, TypeError, AttributeError, http.client.HTTPException) as error:
+        except (OSError, ValueError, TypeError, AttributeError, LookupError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", None) or type(error).__name__
             log.warning("the identity provider's keys could not be fetched: %s", reason, extra={"code": "UW-AP-020"})
 
