@@ -46,6 +46,7 @@ _SERVICES: Final = {
     "kinesis": _Service("Kinesis_20131202", "application/x-amz-json-1.1", 16),
     # A call an item: 64 under way make 3,200 items a second at 20 ms.
     "dynamodb": _Service("DynamoDB_20120810", "application/x-amz-json-1.0", 64),
+    "secretsmanager": _Service("secretsmanager", "application/x-amz-json-1.1", 1),
 }
 
 
@@ -80,7 +81,7 @@ class AwsService:
         ca_bundle: str | None = None,
         connections_max: int | None = None,
     ) -> None:
-        """`service`: kinesis or dynamodb. What is None comes from the environment and AWS's configuration files;
+        """`service`: kinesis, dynamodb or secretsmanager. What is None comes from the environment and AWS's configuration files;
         of `connections_max`, from what suits the service.
 
         Connects to nothing yet. Raises ConfigError, or OperatorError where no region is known.

@@ -180,7 +180,8 @@ def load(
     `needs` names the optional parts that the caller reads; a part that it does not read may lack a variable or a file
     on this machine, and is then left out. `secret` fetches `${secretsmanager:ID}`.
     """
-    document = read(file, environ, secret)
+    others = OPTIONAL_PARTS - set(needs)
+    document = read(file, environ, secret, lambda path: path[0] not in others)
     heartbeat_s = _heartbeat_s(document)
     problems = _leave_out(document, needs)
     problems += _later(document)

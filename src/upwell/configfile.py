@@ -82,8 +82,14 @@ def field_name(path: Sequence[str | int]) -> str:
     return text
 
 
-def read(path: Path, environ: Mapping[str, str], secret: SecretResolver | None = None) -> Document:
-    """The file with its placeholders filled in; those that can't be are among the document's `problems`.
+def read(
+    path: Path,
+    environ: Mapping[str, str],
+    secret: SecretResolver | None = None,
+    needed: Callable[[FieldPath], bool] = lambda _: True,
+) -> Document:
+    """The file with its placeholders filled in; those that can't be are among the document's `problems`. `secret` is
+    asked only for what is `needed`.
 
     Raises ConfigError where the file can't be read or is not YAML.
     """
@@ -92,7 +98,7 @@ def read(path: Path, environ: Mapping[str, str], secret: SecretResolver | None =
     if root is not None:
         if not isinstance(root, yaml.MappingNode):
             raise _not_yaml(path, root.start_mark.line, "the file must hold keys and values, as in `pipeline: shop`")
-        document.data = _Reader(document, environ, secret).mapping(root, ())
+        document.data = _Reader(document, environ, secret, needed).mapping(root, ())
     return document
 
 
@@ -176,10 +182,17 @@ class _Unfilled(Exception):
 class _Reader:
     """From YAML's nodes to a document's data."""
 
-    def __init__(self, document: Document, environ: Mapping[str, str], secret: SecretResolver | None) -> None:
+    def __init__(
+        self,
+        document: Document,
+        environ: Mapping[str, str],
+        secret: SecretResolver | None,
+        needed: Callable[[FieldPath], bool],
+    ) -> None:
         self._document = document
         self._environ = environ
         self._secret = secret
+        self._needed = needed
         self._values = 0
 
     def mapping(self, node: yaml.MappingNode, path: FieldPath) -> dict[str, Any]:
@@ -232,18 +245,18 @@ class _Reader:
                 yield "${"
                 continue
             self._document.foreign.add(path)
-            value = self._filled(match)
+            value = self._filled(match, path)
             yield quote(value, safe="") if _in_user_info(text, match) else value
         yield text[end:]
 
-    def _filled(self, match: re.Match[str]) -> str:
+    def _filled(self, match: re.Match[str], path: FieldPath) -> str:
         name = match.group(1)
         if name is None:
             raise _Unfilled("UW-CF-011", "${ has no closing }; write $${ for a plain ${")
         if name.startswith("file:"):
             return self._from_file(name.removeprefix("file:"))
         if name.startswith("secretsmanager:"):
-            return self._from_secrets_manager(name.removeprefix("secretsmanager:"))
+            return self._from_secrets_manager(name.removeprefix("secretsmanager:"), path)
         if not _VARIABLE.fullmatch(name):
             allowed = "${NAME}, ${file:PATH} or ${secretsmanager:ID}"
             raise _Unfilled("UW-CF-011", f"${{{name}}} is none of {allowed}; write $${{ for a plain ${{")
@@ -265,11 +278,9 @@ class _Reader:
         except UnicodeDecodeError as error:
             raise _Unfilled("UW-CF-008", f"the file {name} is not UTF-8 text") from error
 
-    def _from_secrets_manager(self, name: str) -> str:
-        if self._secret is None:
-            raise _Unfilled(
-                "UW-CF-009", "AWS Secrets Manager is not read in this version; use ${NAME} or ${file:PATH} for now"
-            )
+    def _from_secrets_manager(self, name: str, path: FieldPath) -> str:
+        if self._secret is None or not self._needed(path):
+            raise _Unfilled("UW-CF-009", "AWS Secrets Manager is not asked for it here; use ${NAME} or ${file:PATH}")
         return self._secret(name)
 
     def _problem(self, code: str, path: FieldPath, sentence: str) -> None:

@@ -278,7 +278,7 @@ BAD = {
     "a placeholder's kind": (with_source("{url: '${vault:a}'}"), 2, "source.url", "UW-CF-011", "is none of"),
     "a file that is not there": (with_source("{url: '${file:gone}'}"), 2, "source.url", "UW-CF-008", "No such file"),
     "a folder as a file": (with_source("{url: '${file:.}'}"), 2, "source.url", "UW-CF-008", "directory"),
-    "secrets manager": (with_source("{url: '${secretsmanager:a}'}"), 2, "source.url", "UW-CF-009", "this version"),
+    "secrets manager": (with_source("{url: '${secretsmanager:a}'}"), 2, "source.url", "UW-CF-009", "is not asked"),
     **{
         f"{scheme} as a source": (with_source(f"{{url: '{scheme}://a:b@c/d'}}"), 2, "source.url", "UW-CF-010",
                                   "not in this version")
@@ -375,3 +375,18 @@ def test_whatever_a_table_is_called_it_parses_or_is_a_config_error(tmp_path: Pat
     except ConfigError:
         return
     assert shown(rule.pattern) == str(TableName.parse(name)) or has_wildcard(rule.pattern)
+
+
+def test_secrets_manager_is_asked_for_what_is_needed_only(tmp_path: Path) -> None:
+    file = tmp_path / "upwell.yaml"
+    file.write_text(SMALL + "masking: {key: '${secretsmanager:masks}'}\n", encoding="utf-8")
+    asked: list[str] = []
+
+    def secret(name: str) -> str:
+        asked.append(name)
+        return "x" * 16
+
+    assert load(file, {}, needs=["source"], secret=secret).mask_key is None
+    assert asked == []
+    assert load(file, {}, needs=["source", "masking"], secret=secret).mask_key == b"x" * 16
+    assert asked == ["masks"]

@@ -93,9 +93,10 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def loaded(file: Path, needs: Collection[str]) -> Pipeline:
     """The configuration, its secrets hidden from here on. Raises ConfigError."""
+    from upwell.app.secret_store import from_secrets_manager
     from upwell.config import environment_secrets, load
 
-    pipeline = load(file, os.environ, needs=needs)
+    pipeline = load(file, os.environ, needs=needs, secret=from_secrets_manager)
     logs.hide([*pipeline.secrets, *environment_secrets(os.environ)])
     return pipeline
 

@@ -15,7 +15,7 @@ from upwell.app.stacks.blueprint import Blueprint, of_stream, of_tables
 from upwell.app.stacks.cloudformation import as_yaml
 from upwell.app.stacks.database import NAME
 from upwell.app.stacks.estimate import Load, estimate, price_list
-from upwell.app.stacks.functions import cursor_secret_name
+from upwell.app.stacks.functions import CONFIG, SUBSCRIBER_CONFIG, cursor_secret_name
 from upwell.app.stacks.guide import Kind
 from upwell.app.tables import show
 from upwell.config import Pipeline, load
@@ -92,8 +92,12 @@ class Stack:
             )
         text = self.pipeline.file.read_text(encoding="utf-8-sig")
         secret = cursor_secret_name(self.pipeline.name)
-        text = package.cloud_configuration(text, cursor_secret=secret, target=target, schema=schema)
-        return {**found, package.CONFIG: text.encode()}
+        whole = package.cloud_configuration(text, cursor_secret=secret, target=target, schema=schema)
+        found[CONFIG] = whole.encode()
+        if self.kind == "relational":
+            part = package.cloud_configuration(text, cursor_secret=secret, target=target)
+            found[SUBSCRIBER_CONFIG] = part.encode()
+        return found
 
 
 def stack(kind: Kind, file: Path, environ: Mapping[str, str] = os.environ) -> Stack:

@@ -121,7 +121,7 @@ def of_tables(pipeline: Pipeline) -> Blueprint:
 def _table(pipeline: Pipeline, form: ItemForm, schema: TableSchema) -> Table:
     exposed = [settings for settings in _exposed(pipeline) if _is(settings.table, schema)]
     indexes = [
-        Index(name, tuple(_index_key(schema, column) for column in (index.partition_key, index.sort_key) if column))
+        Index(name, tuple(index_key(schema, column) for column in (index.partition_key, index.sort_key) if column))
         for settings in exposed
         for name, index in settings.indexes.items()
     ]
@@ -146,7 +146,8 @@ def _both(one: Table, other: Table) -> Table:
     )
 
 
-def _index_key(schema: TableSchema, name: str) -> KeyAttribute:
+def index_key(schema: TableSchema, name: str) -> KeyAttribute:
+    """A column as part of an index's key. Raises ConfigError where it can't be."""
     column = next((column for column in schema.columns if column.name == name), None)
     if column is None:
         raise _no_index(schema.table, name, "the table has no such column, after renaming")

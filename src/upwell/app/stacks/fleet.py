@@ -130,7 +130,13 @@ def _instances(t: Template, code_key: str, environment: Mapping[str, Any]) -> No
         into=[(API_PORT, att("BalancerGroup", "GroupId"))],
         out=[(POSTGRES_PORT, ref("VpcCidr")), (HTTPS_PORT, "0.0.0.0/0")],
     )
-    variables = {"UPWELL_CONFIG": f"{FOLDER}/upwell.yaml", "PYTHONPATH": FOLDER, "AWS_REGION": REGION, **environment}
+    variables = {
+        "UPWELL_CONFIG": f"{FOLDER}/upwell.yaml",
+        "PYTHONPATH": FOLDER,
+        "AWS_REGION": REGION,
+        "AWS_DEFAULT_REGION": REGION,
+    }
+    variables |= environment
     values = {name.replace("_", ""): value for name, value in variables.items() if not isinstance(value, str)}
     lines = [
         f"Environment={name}={value if isinstance(value, str) else '${' + name.replace('_', '') + '}'}"

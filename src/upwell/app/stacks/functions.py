@@ -10,6 +10,8 @@ from upwell.app.stacks.cloudformation import Json, Template, allow, arn, att, if
 RUNTIME: Final = "python3.13"
 ARCHITECTURE: Final = "arm64"
 HANDLERS: Final = "upwell.cloud"
+CONFIG: Final = "upwell.yaml"  # beside the code
+SUBSCRIBER_CONFIG: Final = "subscriber.yaml"  # without the read API, whose secret the subscriber may not read
 LOG_DAYS: Final = [1, 3, 7, 14, 30, 60, 90, 180, 365, 731, 1827]
 
 
@@ -64,7 +66,7 @@ def function(
         "MemorySize": memory,
         "LoggingConfig": {"LogGroup": ref(f"{name}Log")},
     }
-    properties["Environment"] = {"Variables": {"UPWELL_CONFIG": "upwell.yaml", **(environment or {})}}
+    properties["Environment"] = {"Variables": {"UPWELL_CONFIG": CONFIG, **(environment or {})}}
     if vpc:
         properties["VpcConfig"] = vpc
     made = t.add(name, "Lambda::Function", properties)

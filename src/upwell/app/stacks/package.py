@@ -24,7 +24,6 @@ from upwell.app.stacks.functions import RUNTIME
 from upwell.errors import ConfigError, UpwellError
 
 REQUIREMENTS: Final = "function-requirements.txt"  # locked, with hashes; `make lock` renews it
-CONFIG: Final = "upwell.yaml"
 CA_FILE: Final = "rds-ca.pem"
 CA_URL: Final = "https://truststore.pki.rds.amazonaws.com/global/global-bundle.pem"
 UNPACKED_BYTES_MAX: Final = 250 * 1024 * 1024  # Lambda's limit
@@ -54,7 +53,7 @@ LAMBDA: Final = Platform(("manylinux_2_28_aarch64", "manylinux2014_aarch64"), RU
 
 def cloud_configuration(text: str, *, cursor_secret: str, target: str | None = None, schema: str | None = None) -> str:
     """What of the configuration goes along: nothing of the source, no secret. `target`: the database in the cloud,
-    into which one logs in by IAM; `schema`: how the API's schema file is called in the package.
+    into which one logs in by IAM; `schema`: how the API's schema file is called in the package, None: without API.
     """
     root = yaml.compose(text, Loader=yaml.SafeLoader)
     assert isinstance(root, yaml.MappingNode), "it was loaded before"
@@ -63,9 +62,11 @@ def cloud_configuration(text: str, *, cursor_secret: str, target: str | None = N
         _drop(_inner(root, *place), _STAYS_OF_DESTINATION)
         _drop(_inner(root, *place, "claim_check"), _STAYS_OF_DESTINATION)
     api = _inner(root, "api")
-    if api is not None:
-        _drop(api, ("database", "schema"))
-        _set(api, "schema", schema or "")
+    if schema is None:
+        _drop(root, ("api",))
+    elif api is not None:
+        _drop(api, ("database",))
+        _set(api, "schema", schema)
         key = _value(api, "cursor_key")
         if not (isinstance(key, yaml.ScalarNode) and _SECRET.fullmatch(key.value)):
             _set(api, "cursor_key", f"${{secretsmanager:{cursor_secret}}}")
@@ -99,8 +100,7 @@ def _drop(node: yaml.MappingNode | None, names: Sequence[str]) -> None:
 
 def _set(node: yaml.MappingNode, name: str, text: str) -> None:
     _drop(node, (name,))
-    if text:
-        node.value.append((_scalar(name), _scalar(text)))
+    node.value.append((_scalar(name), _scalar(text)))
 
 
 def _scalar(text: str) -> yaml.ScalarNode:

@@ -10,7 +10,7 @@ from upwell.app.stacks.blueprint import Blueprint
 from upwell.app.stacks.cloudformation import Json, Template, att, sub
 from upwell.app.stacks.database import READER, SUBSCRIBER, add_database, may_connect
 from upwell.app.stacks.fleet import FOLDER, add_fleet
-from upwell.app.stacks.functions import code_bucket
+from upwell.app.stacks.functions import SUBSCRIBER_CONFIG, code_bucket
 from upwell.app.stacks.network import HTTPS_PORT, POSTGRES_PORT, PRIVATE, add_network, security_group
 from upwell.app.stacks.serverless import TAG
 from upwell.app.stacks.stream import LAG, NAMESPACE, WAITING, add_stream, add_subscriber, may_attach
@@ -43,6 +43,7 @@ def template(plan: Blueprint, code_key: str) -> Json:
         "UPWELL_DATABASE_HOST": att("Database", "Endpoint.Address"),
         "UPWELL_DATABASE_USER": SUBSCRIBER,
         "UPWELL_CODE": FUNCTION_FOLDER,
+        "UPWELL_CONFIG": SUBSCRIBER_CONFIG,
     }
     add_subscriber(
         t,
