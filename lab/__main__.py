@@ -50,6 +50,7 @@ def _inventory() -> str:
         "PostgreSQL": find.postgres_bin(),
         "Node.js": find.node(),
         "Java": find.java(),
+        "HAProxy": find.haproxy(),
         "Kinesalite": find.kinesalite().parent,
         "DynamoDB Local": find.dynamodb_local(),
     }

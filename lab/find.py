@@ -34,6 +34,7 @@ _JAVA_ADVICE = (
     f"Java {JAVA_MAJOR} or newer is missing. "
     "Debian, Ubuntu: apt-get install default-jre-headless; macOS: brew install openjdk"
 )
+_HAPROXY_ADVICE = "HAProxy is missing. Debian, Ubuntu: apt-get install haproxy; macOS: brew install haproxy"
 
 
 def postgres_bin() -> Path:
@@ -80,6 +81,13 @@ def java() -> Path:
     if found is None:
         raise PartMissing(_JAVA_ADVICE)
     return found
+
+
+def haproxy() -> Path:
+    found = shutil.which("haproxy", path=os.environ.get("PATH", "") + os.pathsep + "/usr/sbin")
+    if found is None:
+        raise PartMissing(_HAPROXY_ADVICE)
+    return Path(found)
 
 
 def kinesalite() -> Path:

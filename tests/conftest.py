@@ -16,8 +16,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from lab.faults import FaultProxy
+from lab.ministack import Ministack
 from lab.part import Part
 from lab.parts import (
+    REGION,
     DynamoDbLocal,
     Kinesalite,
     PostgresCluster,
@@ -27,6 +29,7 @@ from lab.parts import (
     StandinSqlServer,
 )
 from tests.proofs import Servers
+from tests.stack_deployed import BUCKET
 
 P = TypeVar("P", bound=Part)
 
@@ -39,6 +42,14 @@ settings.register_profile(
     "upwell", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 )
 settings.load_profile("upwell")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """No test is left out without a word."""
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        terminalreporter.section(f"NOT TESTED: {report.nodeid}", red=True, bold=True)
+        terminalreporter.write_line(str(reason))
 
 
 @pytest.fixture(scope="session")
@@ -95,6 +106,14 @@ def sqlserver(shared_folder: Path) -> Iterator[str]:
     """The URL of a SQL Server, our stand-in or a true one, that all tests share: make databases of your own."""
     with shared(shared_folder, "UPWELL_TEST_SQLSERVER_URL", StandinSqlServer, lambda part: part.url) as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def ministack() -> Iterator[Ministack]:
+    """A local AWS with CloudFormation, Lambda and API Gateway, and IAM enforced; with a bucket for code."""
+    with Ministack() as part:
+        part.client("s3").create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": REGION})
+        yield part
 
 
 @pytest.fixture(scope="session")

@@ -160,7 +160,8 @@ def publish(file: Path, once: bool) -> None:
 @upwell.command()
 @options
 @click.option("--once", is_flag=True, help="Apply what the stream holds now, and end.")
-def subscribe(file: Path, once: bool) -> None:
+@click.option("--fleet", is_flag=True, help="Share the stream with others, by Amazon's Kinesis Client Library.")
+def subscribe(file: Path, once: bool, fleet: bool) -> None:
     """Run the change event subscriber.
 
     Reads the stream and applies the changes to the target database, each once and in order. SIGTERM or Ctrl-C: it
@@ -171,7 +172,14 @@ def subscribe(file: Path, once: bool) -> None:
     """
     from upwell.app.subscribe import subscribe as run_it
 
-    run_it(loaded(file, SUBSCRIBER), once=once)
+    if fleet and once:
+        raise click.UsageError("--once and --fleet exclude each other: a fleet has no end.")
+    if fleet:
+        from upwell.app.fleet import run_worker
+
+        run_worker(loaded(file, SUBSCRIBER))
+    else:
+        run_it(loaded(file, SUBSCRIBER), once=once)
 
 
 def _duration(_context: click.Context, _option: click.Parameter, value: str | None) -> float | None:

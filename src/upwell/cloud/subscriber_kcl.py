@@ -8,11 +8,10 @@ that apply one shard for a moment are told apart by the watermarks.
 from __future__ import annotations
 
 import logging
-import os
 import random
 import sys
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, Final, TypeVar
 
 from upwell.app import build_cloud, logs
@@ -22,7 +21,8 @@ from upwell.clock import SystemClock
 from upwell.cloud.configured import configured
 from upwell.config import Pipeline
 from upwell.errors import TransientError, UpwellError
-from upwell.pipeline.subscriber import BACKOFF_FIRST_S, BACKOFF_MAX_S, batches
+from upwell.pipeline.incoming import batches
+from upwell.pipeline.subscriber import BACKOFF_FIRST_S, BACKOFF_MAX_S
 from upwell.pipeline.troubles import Troubles
 from upwell.ports import Clock
 
@@ -47,11 +47,11 @@ def _or_end(step: Step[T]) -> Step[T]:
         try:
             step(self, given)
         except UpwellError as error:
-            logs.say_error(error)
-            os._exit(3)
+            logs.failed(error)
+            sys.exit(error.exit_code)
         except Exception:
-            log.exception("A bug: the shard is left to another worker.")
-            os._exit(1)
+            logs.crashed()
+            sys.exit(1)
 
     return careful
 
@@ -80,7 +80,7 @@ class ShardProcessor:
     def process_records(self, given: Any) -> None:
         """Apply them all, however long the target is away; then move the shard's checkpoint."""
         for batch in batches([(record.sequence_number, record.binary_data) for record in given.records]):
-            self._until_done(lambda batch=batch: self._apply([data for _, data in batch]))
+            self._until_done(partial(self._apply, [data for _, data in batch]))
         if self._damaged:
             self._until_done(self._relay)
         self._checkpoint(given.checkpointer)
@@ -146,7 +146,8 @@ def main() -> None:
 
     # Standard output is KCL's; what anything else prints must not get between its lines.
     lines, sys.stdout = sys.stdout, sys.stderr
-    logs.start("text")
+    logs.set_up("text")
+    logs.catch_crashes()
     give_memory_back()
     dump_nothing()
     clock, rng = SystemClock(), random.Random()  # noqa: S311 - it spreads retries, it keeps no secret
@@ -156,8 +157,8 @@ def main() -> None:
             spare_collector()
             KCLProcess(ShardProcessor(pipeline, applying, clock, rng), output_file=lines).run()
     except UpwellError as error:
-        logs.say_error(error)
-        sys.exit(3)
+        logs.failed(error)
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":
