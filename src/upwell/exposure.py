@@ -15,8 +15,10 @@ import orjson
 
 from upwell.errors import ConfigError
 from upwell.items import attribute_type
-from upwell.model import Column, Kind, TableSchema, Value
+from upwell.mapping import DEFAULT_SCHEMAS
+from upwell.model import Column, Kind, TableName, TableSchema, Value
 from upwell.ports import ReadIndex
+from upwell.tablepatterns import folded
 
 FORMAT: Final = 1
 # What else a list takes; no column by which callers search may have such a name.
@@ -68,6 +70,16 @@ class ExposedTable:
     def key(self) -> tuple[Column, ...]:
         """The key's columns in the key's order."""
         return tuple(self.schema.columns[index] for index in self.schema.key_indexes)
+
+
+def is_named(schema: TableSchema, wanted: str) -> bool:
+    """Whether the configuration means this table; without a schema, the one in the source's default schema."""
+    own, other = TableName.parse(schema.table), TableName.parse(wanted)
+    default = DEFAULT_SCHEMAS.get(schema.dialect, "")
+    return all(
+        folded(ours, schema.dialect) == folded(theirs, schema.dialect)
+        for ours, theirs in ((own.schema, other.schema or default), (own.name, other.name))
+    )
 
 
 def expose(name: str, wanted: Wanted, schema: TableSchema, items: str | None = None) -> ExposedTable:
@@ -139,7 +151,7 @@ def exposed(content: bytes, wanted: Mapping[str, Wanted], file: str) -> list[Exp
         raise _stale(file, "is of another version")
     tables = []
     for name, wants in wanted.items():
-        if name not in known or known[name][0].table != wants.table:
+        if name not in known or not is_named(known[name][0], wants.table):
             raise _stale(file, f"knows no table {name} that is {wants.table}")
         schema, columns, items = known[name]
         if columns != wants.columns:

@@ -41,7 +41,7 @@ _TEXT_TYPES: Final = {
     "mysql": f"varchar({HMAC_HEX_DIGITS})",
     "mariadb": f"varchar({HMAC_HEX_DIGITS})",
 }
-_DEFAULT_SCHEMAS: Final = {"postgresql": "public", "sqlite": "main", "sqlserver": "dbo"}
+DEFAULT_SCHEMAS: Final = {"postgresql": "public", "sqlite": "main", "sqlserver": "dbo"}
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class TableRule:
     def matches(self, table: str, dialect: str) -> bool:
         """Whether the pattern names the table; case counts where it does in the source."""
         name = TableName.parse(table)
-        default = _DEFAULT_SCHEMAS.get(dialect)
+        default = DEFAULT_SCHEMAS.get(dialect)
         wanted, actual = self.pattern.schema or default, name.schema or default
         fits = wanted is None or actual is None or part_matches(wanted, actual, dialect)
         return fits and part_matches(self.pattern.name, name.name, dialect)
@@ -86,7 +86,7 @@ def check_targets(leaving: Iterable[TableSchema]) -> None:
     taken: dict[TableName, str] = {}
     for schema in leaving:
         name = TableName.parse(schema.target or schema.table)
-        default = "public" if schema.target is not None else _DEFAULT_SCHEMAS.get(schema.dialect, "")
+        default = "public" if schema.target is not None else DEFAULT_SCHEMAS.get(schema.dialect, "")
         there = TableName("public" if name.schema in ("", default) else name.schema, name.name)
         other = taken.setdefault(there, schema.table)
         if other != schema.table:

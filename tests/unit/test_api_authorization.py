@@ -20,7 +20,6 @@ from upwell.cloud.authorization import ApiKeyAuthorizer, Authorizer, Caller, Iam
 from upwell.cloud.jwks import ASK_AGAIN_S, BYTES_MAX, KEEP_S, RENEW_S, Jwks, fetch_from
 from upwell.errors import TransientError
 
-
 WEAK_BITS = 1024
 
 

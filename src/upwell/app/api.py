@@ -8,7 +8,6 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -18,9 +17,9 @@ from upwell.clock import SystemClock
 from upwell.cloud.guard import HEADER_BYTES_MAX, URL_BYTES_MAX
 from upwell.config import Pipeline
 from upwell.errors import ConfigError, OperatorError
-from upwell.exposure import ExposedTable, contract, expose
+from upwell.exposure import ExposedTable, contract, expose, is_named
 from upwell.items import table_names
-from upwell.model import TableName, TableSchema
+from upwell.model import TableSchema
 
 if TYPE_CHECKING:
     import uvicorn
@@ -49,24 +48,14 @@ def learn(pipeline: Pipeline) -> Path:
 def _exposed(pipeline: Pipeline, schemas: list[TableSchema]) -> Iterator[ExposedTable]:
     items = _item_tables(pipeline, schemas) if build_api.store(pipeline) == "dynamodb" else {}
     for name, wanted in build_api.wanted(pipeline).items():
-        schema = _schema(schemas, wanted.table, pipeline.dialect)
+        schema = next((each for each in schemas if is_named(each, wanted.table)), None)
         if schema is None:
             raise ConfigError(
                 f"api.tables.{name}: the pipeline has no table {wanted.table}.",
                 code="UW-AP-002",
                 remedy=f"It has {', '.join(sorted(each.table for each in schemas))}.",
             )
-        yield expose(name, replace(wanted, table=schema.table), schema, items.get(schema.table))
-
-
-def _schema(schemas: list[TableSchema], table: str, dialect: str) -> TableSchema | None:
-    """The table of this name; where it names no schema, the one in the source's default schema."""
-    name = TableName.parse(table)
-    wanted = str(name if name.schema else TableName(_DEFAULT_SCHEMAS[dialect], name.name))
-    return next((schema for schema in schemas if schema.table == wanted), None)
-
-
-_DEFAULT_SCHEMAS: Final = {"postgresql": "public", "sqlite": "main", "sqlserver": "dbo"}
+        yield expose(name, wanted, schema, items.get(schema.table))
 
 
 def _item_tables(pipeline: Pipeline, schemas: list[TableSchema]) -> dict[str, str]:
