@@ -33,7 +33,10 @@ HANDOVER_MS: Final = 10_000  # a worker that says nothing for so long has lost i
 
 # What our programs say comes through as it is, of KCL's own words only warnings.
 _OURS: Final = r"%replace(%msg){'^Received error line from subprocess \[(.*)\] for shard .*$', '$1'}%n"
-_KCLS: Final = "%d{\"yyyy-MM-dd'T'HH:mm:ss.SSSSSS'Z'\",UTC} %-7level kcl: %msg%n%ex{short}"
+# Of an error its root, in a line: the rest is KCL's inside.
+_KCLS: Final = (
+    "%d{\"yyyy-MM-dd'T'HH:mm:ss.SSSSSS'Z'\",UTC} %-7level kcl: %msg %replace(%rEx{1}){'(?s)[\\r\\n].*', ''}%n%nopex"
+)
 _APPENDER: Final = (
     '<appender name="{}" class="ch.qos.logback.core.ConsoleAppender">'
     "<target>System.err</target><encoder><pattern>{}</pattern></encoder></appender>"
