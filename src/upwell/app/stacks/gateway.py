@@ -8,11 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from upwell.app.stacks.blueprint import Api
 from upwell.app.stacks.cloudformation import Json, Template, arn, att, logical, ref, sub, trusts
 from upwell.app.stacks.functions import alarm, log_group
+
+if TYPE_CHECKING:  # the authorizer, which has to start fast, takes `usage_identifier` from here
+    from upwell.app.stacks.blueprint import Api
 
 STAGE: Final = "live"
 METHODS: Final = ("GET", "HEAD")
@@ -34,7 +36,7 @@ _LOGGED: Final = {
 }
 # What the gateway says by itself, as RFC 9457 has it: response type → (status, title); status None: as it is.
 _ANSWERS: Final[dict[str, tuple[int | None, str]]] = {
-    "MISSING_AUTHENTICATION_TOKEN": (404, "Not Found"),  # which is what it calls a path that there is not
+    "MISSING_AUTHENTICATION_TOKEN": (404, "Not Found"),  # so it calls a path that there is not; but see _answers
     "UNAUTHORIZED": (401, "Unauthorized"),
     "ACCESS_DENIED": (403, "Forbidden"),
     "INVALID_API_KEY": (403, "Forbidden"),
@@ -68,7 +70,7 @@ def add_gateway(t: Template, pipeline: str, api: Api, function: str, authorizer:
     )
     access = _authorization(t, api, authorizer)
     methods = list(_methods(t, api, function, access))
-    answers = list(_answers(t))
+    answers = list(_answers(t, api))
     t.add(
         "ApiMayCall",
         "Lambda::Permission",
@@ -186,8 +188,12 @@ def _invocation(function: str) -> Json:
     return sub(f"arn:${{AWS::Partition}}:apigateway:${{AWS::Region}}:{path}")
 
 
-def _answers(t: Template) -> Iterator[str]:
-    for kind, (status, title) in _ANSWERS.items():
+def _answers(t: Template, api: Api) -> Iterator[str]:
+    """Where requests are signed, a request without a signature and a path that there is not are one to the gateway."""
+    answers = dict(_ANSWERS)
+    if api.authorization == "iam":
+        answers["MISSING_AUTHENTICATION_TOKEN"] = answers["ACCESS_DENIED"]
+    for kind, (status, title) in answers.items():
         body = {"type": "about:blank", "title": title, **({"status": status} if status else {})}
         name = f"ApiAnswer{logical(kind.lower())}"
         content: Json = {
