@@ -149,7 +149,9 @@ class TableReader:
         tracked, unfit = self._encoded(columns[_BEFORE_KEY : _BEFORE_KEY + self._keys], self._finish_key)
         stored = columns[_BEFORE_KEY + self._keys :]
         encoded, unfit_rows = self._encoded(stored, self._finish)
-        keys, _ = self._encoded([stored[index] for index in self._key_indexes], self._finish_key)
+        keys = tracked  # which is how the row spells it too
+        if self.table.loose:
+            keys, _ = self._encoded([stored[index] for index in self._key_indexes], self._finish_key)
         there = stored[self._key_indexes[0]]
         result = []
         for n, operation in enumerate(operations):

@@ -8,16 +8,20 @@ is known by (version, table, key), whatever the pages were, and reading can resu
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import NamedTuple
+from operator import itemgetter
+from typing import Final, NamedTuple
 
 from upwell.sources.sqlserver_place import Inside
 from upwell.sources.sqlserver_reading import ROW_OVERHEAD_BYTES, Found, TableReader
 
 Cut = tuple[int, str]  # (version, key) of the last row of a page that was cut there
+
+_order: Final = itemgetter(0, 1)  # of a Taken: its version and table
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,7 @@ class Round:
             self._ready.extend(self._waiting)
             self._waiting = []
             return
-        ready = next((n for n, taken in enumerate(self._waiting) if _order(taken) > bound), len(self._waiting))
+        ready = bisect_right(self._waiting, bound, key=_order)
         self._ready.extend(self._waiting[:ready])
         self._waiting = self._waiting[ready:]
 
@@ -117,10 +121,6 @@ class Round:
             return self.upto, None
         cut, _ = self._cuts[bound[1]]
         return bound[0] - 1, Inside(bound[1], cut[1])
-
-
-def _order(taken: Taken) -> tuple[int, str]:
-    return taken[:2]
 
 
 def start_of(table: str, done: int, inside: Inside | None, floor: int) -> tuple[int, Cut | None]:
