@@ -58,7 +58,11 @@ class Environment(Protocol):
     @property
     def alive(self) -> bool: ...
 
-    def kill(self) -> None: ...
+    def kill(self) -> None:
+        """At once, whoever uses it; its call fails."""
+
+    def close(self) -> None:
+        """Its last user is done with it."""
 
 
 @dataclass
@@ -85,6 +89,9 @@ class Local:
             raise FunctionError(type(error).__name__) from error
 
     def kill(self) -> None:
+        pass
+
+    def close(self) -> None:
         pass
 
 
@@ -199,8 +206,8 @@ class EventSourceMapping:
         self._stopping.set()
         for thread in self._threads:
             thread.join(self._settings.timeout_s + 10)
-        for environment in [*self._idle, *self.busy]:
-            environment.kill()
+        for environment in self._idle:
+            environment.close()
         self._client.close()
         if error is None and self.crash is not None:
             raise self.crash
@@ -208,10 +215,10 @@ class EventSourceMapping:
     def kill_one(self) -> bool:
         """An environment that is at work is gone; False: none is."""
         with self._lock:
-            chosen = self._chance.choice(self.busy) if self.busy else None
-        if chosen is not None:
-            chosen.kill()
-        return chosen is not None
+            alive = [environment for environment in self.busy if environment.alive]
+        if alive:
+            self._chance.choice(alive).kill()
+        return bool(alive)
 
     # --- reading --------------------------------------------------------------------------------------------------
 
@@ -329,7 +336,6 @@ class EventSourceMapping:
         try:
             answer = self._invoke(event)
         except FunctionError:
-            self.errors += 1
             return list(records), True
         if not self._settings.report_failures or not answer or not answer.get("batchItemFailures"):
             return [], False
@@ -343,17 +349,22 @@ class EventSourceMapping:
     def _invoke(self, event: Mapping[str, Any]) -> Any:
         with self._lock:
             while self._idle and not self._idle[-1].alive:
-                self._idle.pop()
+                self._idle.pop().close()
             environment = self._idle.pop() if self._idle else self._start()
             self.busy.append(environment)
             self.calls += 1
         try:
             return environment.invoke(event, self._settings.timeout_s)
+        except FunctionError:
+            self.errors += 1
+            raise
         finally:
             with self._lock:
                 self.busy.remove(environment)
                 if environment.alive:
                     self._idle.append(environment)
+                else:
+                    environment.close()
 
     def _perhaps_again(self, records: Sequence[Record]) -> None:
         with self._lock:

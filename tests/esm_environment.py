@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -57,7 +58,7 @@ class Process:
         finally:
             timer.cancel()
         if not line:
-            self.kill()
+            self.close()
             raise FunctionError("the environment is gone")
         answer = json.loads(line)
         if "error" in answer:
@@ -66,7 +67,14 @@ class Process:
 
     def kill(self) -> None:
         self._process.send_signal(signal.SIGKILL)
+
+    def close(self) -> None:
+        self.kill()
         self._process.wait(30)
+        self._answers.close()
+        if self._process.stdin is not None:
+            with suppress(OSError):
+                self._process.stdin.close()
 
 
 def main() -> None:
