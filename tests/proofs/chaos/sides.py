@@ -111,7 +111,7 @@ class Side(ABC):
             for wire in self.wires:
                 wire.faults.late_s = LATE_S
             self.supervise()
-            self._await_equal()
+            self.await_equal()
             making_way = ("person",) if self.pipeline.subscribed else ()
             tables = (*TABLES, "ledger")
             self.watch = Watch(self.pipeline.target, tables, making_way, 0.2, restarts=self.pipeline.subscribed)
@@ -169,12 +169,12 @@ class Side(ABC):
             wire.faults.rates = {}
             wire.settle()
         began = time.monotonic()
-        self._await_equal()
+        self.await_equal()
         self.catching_up_s.append(time.monotonic() - began)
         self.pipeline.assert_no_dead_letters()
         return f"equal after {self.catching_up_s[-1]:.1f} s, {self.watch.reads} reads by the watch"
 
-    def _await_equal(self) -> None:
+    def await_equal(self) -> None:
         pipeline = self.pipeline
         await_equal(pipeline.source, pipeline.target, pipeline.tables, within_s=EQUAL_S, check=self.supervise)
 
