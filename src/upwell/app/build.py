@@ -288,6 +288,7 @@ def subscriber(pipeline: Pipeline, stop: threading.Event) -> Iterator[Subscriber
         assert settings is not None
         assert service is not None
         closing_up.callback(service.close)
+        parts.target.check()
         yield Subscriber(
             settings.stream,
             stream=KinesisStream(service, settings.stream),
