@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from upwell.app.stacks import publisher_access, relational, serverless
@@ -33,6 +34,12 @@ def stream(api: Api | None = None, **more: Any) -> Blueprint:
     return Blueprint("shop", stream="shop", api=api, **more)
 
 
+def stream_to_items(api: Api | None = None, **more: Any) -> Blueprint:
+    lanes = Table("shop-upwell_lanes", (KeyAttribute("id", "S"),))
+    letters = Table("shop-upwell_dead_letters", (KeyAttribute("id", "N"),))
+    return replace(items(api, **more), stream="shop", lanes=lanes, letters=letters)
+
+
 def templates() -> dict[str, Json]:
     """Each stack for several configurations, by a name."""
     return {
@@ -40,6 +47,7 @@ def templates() -> dict[str, Json]:
         "serverless-jwt": serverless.template(items(JWT, claims=CLAIMS), PACKAGE),
         "serverless-iam": serverless.template(items(IAM), PACKAGE),
         "serverless-keys": serverless.template(items(KEYS), PACKAGE),
+        "serverless-stream": serverless.template(stream_to_items(JWT, control=CONTROL, claims=CLAIMS), PACKAGE),
         "relational-bare": relational.template(stream(), PACKAGE),
         "relational-jwt": relational.template(stream(JWT, control=CONTROL, claims=CLAIMS), PACKAGE),
         "relational-keys": relational.template(stream(KEYS), PACKAGE),

@@ -23,6 +23,8 @@ CHECK_TABLES: Final = ("dynamodb:DescribeTable", "dynamodb:DescribeTimeToLive")
 CREATE_TABLES: Final = ("dynamodb:CreateTable", "dynamodb:UpdateTimeToLive")
 READ_ITEMS: Final = ("dynamodb:GetItem", "dynamodb:Query", "dynamodb:Scan")
 READ_INDEX: Final = ("dynamodb:Query",)
+KEEP_LANES: Final = ("dynamodb:GetItem", "dynamodb:PutItem", "dynamodb:UpdateItem", "dynamodb:Scan")
+KEEP_LETTERS: Final = ("dynamodb:PutItem",)
 ASK_REPAIR: Final = ("dynamodb:PutItem",)
 POLL_REPAIRS: Final = ("dynamodb:Query", "dynamodb:UpdateItem")
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tests.fake_aws import fake_service, ok, refused
-from tests.stack_plans import CONTROL, JWT, PACKAGE, items, stream, templates
+from tests.stack_plans import CONTROL, JWT, PACKAGE, items, stream, stream_to_items, templates
 from upwell.app import cli
 from upwell.app.secret_store import from_secrets_manager
 from upwell.app.stack import Stack, stack
@@ -163,6 +163,23 @@ def test_the_subscriber_is_told_nothing_of_the_api(folder: Path) -> None:
     assert target == "postgresql://u@h.example:5432/upwell?sslmode=verify-full&sslrootcert=/var/task/rds-ca.pem"
 
 
+def test_by_a_stream_to_tables(folder: Path) -> None:
+    """The subscriber is a function too, and what it keeps beside the rows has tables."""
+    kinesis = "kinesis: {stream: legacy, region: eu-central-1}"
+    text = CONFIG.replace("dynamodb: {table_prefix: shop-, region: eu-central-1}", kinesis)
+    both = made(folder, "serverless", text + "subscriber: {target: 'dynamodb://shop-', create_tables: false}\n")
+    assert both.plan.stream == "legacy"
+    assert {table.name for table in both.plan.written} == {"shop", "shop-users", "shop-upwell_heartbeat"}
+    assert {table.name for table in both.plan.kept} == {"shop-upwell_lanes", "shop-upwell_dead_letters"}
+    beside = both.beside_the_code()
+    for file, api in (("upwell.yaml", True), ("subscriber.yaml", False)):
+        told = yaml.safe_load(beside[file])
+        assert told["subscriber"] == {"target": "dynamodb://shop-", "create_tables": False}
+        assert ("api" in told) == api
+    with pytest.raises(ConfigError, match="dynamodb"):
+        made(folder, "serverless", text + "subscriber: {target: 'postgresql://app@elsewhere/app'}\n")
+
+
 def test_a_secret_of_ones_own_is_kept(folder: Path) -> None:
     text = CONFIG.replace("${UPWELL_CURSOR_KEY}", "${secretsmanager:mine}")
     told = yaml.safe_load(made(folder, "serverless", text).beside_the_code()["upwell.yaml"])
@@ -233,6 +250,8 @@ def test_the_guide_gives_what_must_be_given(name: str) -> None:
     template = templates()[name]
     kind: Any = next(each for each in ("serverless", "relational", "publisher-access") if name.startswith(each[:6]))
     plan = items(JWT) if kind != "relational" else stream(JWT, control=CONTROL)
+    if name == "serverless-stream":
+        plan = stream_to_items(JWT, control=CONTROL)
     code = None if kind == "publisher-access" else PACKAGE
     text = guide.readme(kind, plan, template, code, "eu-central-1")
     for parameter, about in template.get("Parameters", {}).items():
@@ -245,7 +264,7 @@ def test_the_guide_gives_what_must_be_given(name: str) -> None:
     assert "delete-stack" in text
     assert "{" not in re.sub(r"```.*?```|`[^`]*`", "", text, flags=re.DOTALL)
     if kind != "publisher-access":
-        for table in plan.written:
+        for table in (*plan.written, *plan.kept):
             assert f"delete-table --table-name {table.name}" in text
 
 

@@ -280,6 +280,15 @@ def test_the_publisher_has_the_rights_of_its_configuration() -> None:
     assert of_stream == wanted | {*rights.CHECK_TABLES, *rights.CREATE_TABLES}
 
 
+def test_a_subscriber_to_tables_writes_them_and_what_it_keeps() -> None:
+    template = TEMPLATES["serverless-stream"]
+    assert "VpcConfig" not in template["Resources"]["Subscriber"]["Properties"]
+    actions = {action for action in allowed_by(template, "SubscriberRole") if action.startswith("dynamodb:")}
+    rows = {*rights.WRITE_ITEMS, *rights.SWEEP_ITEMS, *rights.CHECK_TABLES}
+    assert actions == rows | {*rights.KEEP_LANES, *rights.KEEP_LETTERS, *rights.ASK_REPAIR}
+    assert not {"dynamodb:GetItem", "dynamodb:DeleteItem"} & allowed_by(TEMPLATES["relational-jwt"], "SubscriberRole")
+
+
 def test_in_a_shared_table_only_the_own_keys_may_be_written() -> None:
     (role,) = resources(TEMPLATES["publisher-items"], "IAM::Role").values()
     limited = [json.dumps(s) for s in statements(role["Properties"]["Policies"]) if "LeadingKeys" in json.dumps(s)]
@@ -312,6 +321,9 @@ def test_the_rights_are_those_of_the_calls() -> None:
     managed = of("dynamodb", rights.CHECK_TABLES, rights.CREATE_TABLES)
     assert calls_in("dynamodb_tables.py") - written == managed
     assert calls_in("state/dynamodb_control.py") == of("dynamodb", rights.ASK_REPAIR, rights.POLL_REPAIRS)
+    by_a_person = {"DeleteItem"}  # `upwell dead-letters drop`
+    kept = of("dynamodb", rights.KEEP_LANES, rights.KEEP_LETTERS)
+    assert calls_in("targets/dynamodb.py") - by_a_person == kept
     stand_ins_know_only_this = {"DescribeStream"}
     assert calls_in("sinks/kinesis.py") - stand_ins_know_only_this == of("kinesis", rights.SEND_RECORDS)
     assert calls_in("streams/kinesis.py") <= of("kinesis", rights.RECEIVE_RECORDS)

@@ -11,7 +11,7 @@ from typing import Any, Final
 import click
 
 from upwell.app.stacks import guide, package, publisher_access, relational, serverless
-from upwell.app.stacks.blueprint import Blueprint, of_stream, of_tables
+from upwell.app.stacks.blueprint import Blueprint, of_stream, of_stream_to_tables, of_tables
 from upwell.app.stacks.cloudformation import as_yaml
 from upwell.app.stacks.database import NAME
 from upwell.app.stacks.estimate import Load, estimate, price_list
@@ -39,7 +39,7 @@ class Stack:
     @property
     def has_code(self) -> bool:
         """Whether it has functions or instances that run a package."""
-        return self.kind == "relational" or (self.kind == "serverless" and self.plan.api is not None)
+        return self.kind != "publisher-access" and (self.plan.api is not None or self.plan.stream is not None)
 
     def template(self, package_name: str = "function.zip") -> dict[str, Any]:
         """The template, for a package that lies under this key."""
@@ -80,24 +80,32 @@ class Stack:
     def beside_the_code(self) -> dict[str, bytes]:
         """The configuration for the cloud, and the files that it names. Raises ConfigError."""
         found, place = {}, self.pipeline.file.absolute().parent
-        schema = target = None
         if self.plan.api:
-            schema = API_SCHEMA
-            found[schema] = package.api_schema(place / self.pipeline.api().schema_file)
+            found[API_SCHEMA] = package.api_schema(place / self.pipeline.api().schema_file)
         if self.kind == "relational":
             found[package.CA_FILE] = package.certificates(place)
-            target = (
-                "postgresql://${UPWELL_DATABASE_USER}@${UPWELL_DATABASE_HOST}:5432/"
-                f"{NAME}?sslmode=verify-full&sslrootcert=${{UPWELL_CODE}}/{package.CA_FILE}"
-            )
         text = self.pipeline.file.read_text(encoding="utf-8-sig")
-        secret = cursor_secret_name(self.pipeline.name)
-        whole = package.cloud_configuration(text, cursor_secret=secret, target=target, schema=schema)
-        found[CONFIG] = whole.encode()
-        if self.kind == "relational":
-            part = package.cloud_configuration(text, cursor_secret=secret, target=target)
-            found[SUBSCRIBER_CONFIG] = part.encode()
+
+        def configuration(schema: str | None) -> bytes:
+            secret, subscriber = cursor_secret_name(self.pipeline.name), self._subscriber()
+            told = package.cloud_configuration(text, cursor_secret=secret, subscriber=subscriber, schema=schema)
+            return told.encode()
+
+        found[CONFIG] = configuration(API_SCHEMA if self.plan.api else None)
+        if self.plan.stream:
+            found[SUBSCRIBER_CONFIG] = configuration(None)
         return found
+
+    def _subscriber(self) -> dict[str, Any] | None:
+        """The target's settings, in the cloud: Aurora tells its own place, and lets in by IAM."""
+        if self.kind == "relational":
+            place = "${UPWELL_DATABASE_USER}@${UPWELL_DATABASE_HOST}:5432"
+            tls = f"sslmode=verify-full&sslrootcert=${{UPWELL_CODE}}/{package.CA_FILE}"
+            return {"target": f"postgresql://{place}/{NAME}?{tls}", "iam_auth": True}
+        if self.plan.stream is None:
+            return None
+        settings = self.pipeline.subscriber()
+        return {"target": settings.target.get_secret_value(), "create_tables": settings.create_tables}
 
 
 def stack(kind: Kind, file: Path, environ: Mapping[str, str] = os.environ) -> Stack:
@@ -110,8 +118,13 @@ def stack(kind: Kind, file: Path, environ: Mapping[str, str] = os.environ) -> St
             code="UW-CS-006",
             remedy="Use jwt or api_keys.",
         )
-    wants_stream = kind == "relational" or (kind == "publisher-access" and pipeline.destination().kinesis is not None)
-    return Stack(kind, pipeline, of_stream(pipeline) if wants_stream else of_tables(pipeline))
+    return Stack(kind, pipeline, _plan(kind, pipeline))
+
+
+def _plan(kind: Kind, pipeline: Pipeline) -> Blueprint:
+    if pipeline.destination().kinesis is None:
+        return of_stream(pipeline) if kind == "relational" else of_tables(pipeline)
+    return of_stream_to_tables(pipeline) if kind == "serverless" else of_stream(pipeline)
 
 
 def loaded(kind: Kind, file: Path, environ: Mapping[str, str]) -> Pipeline:
@@ -122,10 +135,12 @@ def loaded(kind: Kind, file: Path, environ: Mapping[str, str]) -> Pipeline:
         text = ""  # which loading says better
     elsewhere = dict.fromkeys(package.variables(text, ("api", "subscriber")), _ELSEWHERE)
     environ = {**elsewhere, **environ}
-    pipeline = load(file, environ, needs=("destination", "api"), secret=lambda _: _ELSEWHERE)
-    if kind == "relational" or pipeline.destination().kinesis is not None:
+    needs = ["destination", "subscriber", "api"]
+    pipeline = load(file, environ, needs=needs, secret=lambda _: _ELSEWHERE)
+    by_stream = pipeline.config.destination is not None and pipeline.config.destination.kinesis is not None
+    if kind == "relational" or (kind == "publisher-access" and by_stream):
         return pipeline
-    return load(file, environ, needs=("source", "masking", "destination", "api"), secret=lambda _: _ELSEWHERE)
+    return load(file, environ, needs=[*needs, "source", "masking"], secret=lambda _: _ELSEWHERE)
 
 
 def report(made: Stack, load: Load) -> None:

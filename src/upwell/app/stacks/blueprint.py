@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from upwell.app import build
+from upwell.app import build, build_cloud
 from upwell.clock import SystemClock
 from upwell.config import Pipeline
 from upwell.errors import ConfigError
@@ -17,6 +17,12 @@ from upwell.mapping import TableRule
 from upwell.model import TableName, TableSchema
 from upwell.settings import ApiTableSettings
 from upwell.state.dynamodb_control import KEY as CONTROL_KEY
+from upwell.targets.dynamodb import DEAD_LETTERS, LANES
+from upwell.targets.dynamodb import KEY as LANES_KEY
+from upwell.targets.dynamodb import LETTER_KEY as LETTERS_KEY
+
+if TYPE_CHECKING:
+    from upwell.sinks.dynamodb import DynamoDbSink
 
 Authorization = Literal["jwt", "iam", "api_keys"]
 
@@ -69,6 +75,8 @@ class Blueprint:
     create_tables: bool = False
     removes: bool = False  # deleted rows' items go at once, instead of expiring
     stream: str | None = None
+    lanes: Table | None = None  # what a subscriber to DynamoDB keeps beside the rows
+    letters: Table | None = None
     control: Table | None = None
     claims: ClaimPlace | None = None
     api: Api | None = None
@@ -77,6 +85,11 @@ class Blueprint:
     def written(self) -> tuple[Table, ...]:
         """All tables that the pipeline's rows lie in."""
         return (*self.tables, self.heartbeat) if self.heartbeat else self.tables
+
+    @property
+    def kept(self) -> tuple[Table, ...]:
+        """All other tables of the pipeline."""
+        return tuple(table for table in (self.lanes, self.letters, self.control) if table is not None)
 
 
 def of_stream(pipeline: Pipeline) -> Blueprint:
@@ -90,32 +103,55 @@ def of_stream(pipeline: Pipeline) -> Blueprint:
     )
 
 
+def of_stream_to_tables(pipeline: Pipeline) -> Blueprint:
+    """Of a pipeline by Kinesis to DynamoDB; asks the source for its tables. Raises UpwellError."""
+    if pipeline.subscriber().kind != "dynamodb":
+        raise _wrong_destination(pipeline, "dynamodb")
+    prefix = build_cloud.prefix(pipeline)
+    with closing(build_cloud.item_sink(pipeline, SystemClock())) as sink:
+        made, heartbeat = _tables(pipeline, sink)
+    return replace(
+        of_stream(pipeline),
+        tables=made,
+        heartbeat=heartbeat,
+        create_tables=pipeline.subscriber().create_tables,
+        lanes=Table(f"{prefix}{LANES}", LANES_KEY),
+        letters=Table(f"{prefix}{DEAD_LETTERS}", LETTERS_KEY),
+    )
+
+
 def of_tables(pipeline: Pipeline) -> Blueprint:
     """Of a pipeline to DynamoDB; asks the source for its tables. Raises UpwellError."""
     settings = pipeline.destination().dynamodb
     if settings is None:
         raise _wrong_destination(pipeline, "dynamodb")
-    mapping = build.mapping(pipeline)
-    with closing(build.source_parts(pipeline).open(SystemClock())) as source:
-        schemas = [mapping.schema(table) for table in source.tables()]
-    api = _api(pipeline)
-    beats = [HEARTBEAT] if api else []
     with closing(build.dynamodb_sink(pipeline, SystemClock())) as sink:
-        sink.learn([*schemas, *beats])
-        made = _merged(_table(pipeline, sink.form(schema), schema) for schema in schemas)
-        heartbeat = None
-        if api:
-            form = sink.form(HEARTBEAT)
-            heartbeat = Table(form.table, form.key_attributes, exposed=True)
+        made, heartbeat = _tables(pipeline, sink)
     return Blueprint(
         pipeline.name,
-        tables=tuple(made),
+        tables=made,
         heartbeat=heartbeat,
         create_tables=settings.create_tables,
         removes=settings.deletes == "remove",
         claims=_claims(pipeline),
-        api=api,
+        api=_api(pipeline),
     )
+
+
+def _schemas(pipeline: Pipeline) -> list[TableSchema]:
+    """The source's tables, as they leave."""
+    mapping = build.mapping(pipeline)
+    with closing(build.source_parts(pipeline).open(SystemClock())) as source:
+        return [mapping.schema(table) for table in source.tables()]
+
+
+def _tables(pipeline: Pipeline, sink: DynamoDbSink) -> tuple[tuple[Table, ...], Table | None]:
+    """Those of the source's tables, and the heartbeat's."""
+    schemas, beats = _schemas(pipeline), [HEARTBEAT] if pipeline.config.api else []
+    sink.learn([*schemas, *beats])
+    made = _merged(_table(pipeline, sink.form(schema), schema) for schema in schemas)
+    form = sink.form(HEARTBEAT) if beats else None
+    return made, None if form is None else Table(form.table, form.key_attributes, exposed=True)
 
 
 def _table(pipeline: Pipeline, form: ItemForm, schema: TableSchema) -> Table:

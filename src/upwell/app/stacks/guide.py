@@ -193,12 +193,13 @@ def _delete(kind: Kind, stack: str, plan: Blueprint) -> str:
 
 
 def _what_stays(kind: Kind, plan: Blueprint) -> Sequence[str]:
-    tables = [table.name for table in (*plan.written, *([plan.control] if plan.control else []))]
+    tables = [table.name for table in (*plan.written, *plan.kept)]
     if kind == "publisher-access":
         return ["Nothing stays. The publisher can't send any more, from the end of its current hour on."]
     lines = ["What stays, because it holds data:", ""]
     if kind == "relational":
         lines += [f"* a snapshot of the database (its users {SUBSCRIBER} and {READER} are in it; {ADMIN} too)"]
+    if plan.stream:
         lines += [f"* the stream `{plan.stream}`, until `aws kinesis delete-stream --stream-name {plan.stream}`,"]
         lines += ["  and its key, until `aws kms schedule-key-deletion`: without the key nobody can read the stream"]
     for table in tables:

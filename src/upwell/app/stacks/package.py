@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import yaml
 
@@ -51,9 +51,11 @@ LAMBDA: Final = Platform(("manylinux_2_28_aarch64", "manylinux2014_aarch64"), RU
 # --- the configuration --------------------------------------------------------------------------------------------
 
 
-def cloud_configuration(text: str, *, cursor_secret: str, target: str | None = None, schema: str | None = None) -> str:
-    """What of the configuration goes along: nothing of the source, no secret. `target`: the database in the cloud,
-    into which one logs in by IAM; `schema`: how the API's schema file is called in the package, None: without API.
+def cloud_configuration(
+    text: str, *, cursor_secret: str, subscriber: Mapping[str, Any] | None = None, schema: str | None = None
+) -> str:
+    """What of the configuration goes along: nothing of the source, no secret. `subscriber`: the settings of the target
+    in the cloud; `schema`: how the API's schema file is called in the package, None: without API.
     """
     root = yaml.compose(text, Loader=yaml.SafeLoader)
     assert isinstance(root, yaml.MappingNode), "it was loaded before"
@@ -70,8 +72,8 @@ def cloud_configuration(text: str, *, cursor_secret: str, target: str | None = N
         key = _value(api, "cursor_key")
         if not (isinstance(key, yaml.ScalarNode) and _SECRET.fullmatch(key.value)):
             _set(api, "cursor_key", f"${{secretsmanager:{cursor_secret}}}")
-    if target is not None:
-        root.value.append((_scalar("subscriber"), yaml.compose(yaml.safe_dump({"target": target, "iam_auth": True}))))
+    if subscriber is not None:
+        root.value.append((_scalar("subscriber"), yaml.compose(yaml.safe_dump(dict(subscriber)))))
     return str(yaml.serialize(root))
 
 

@@ -76,7 +76,12 @@ def add_stream(t: Template, plan: Blueprint) -> None:
 
 
 def add_subscriber(
-    t: Template, plan: Blueprint, code_key: str, statements: list[Json], environment: dict[str, Any], vpc: Json
+    t: Template,
+    plan: Blueprint,
+    code_key: str,
+    statements: list[Json],
+    environment: dict[str, Any],
+    vpc: Json | None = None,
 ) -> None:
     """The function that applies the stream to the database, AWS's mapping of one to the other, and its alarms."""
     t.add("Unapplied", "SQS::Queue", {"SqsManagedSseEnabled": True, "MessageRetentionPeriod": 1_209_600}, keep="Delete")

@@ -74,6 +74,18 @@ def may_write(tables: Iterable[Table], *, create: bool, remove: bool) -> list[Js
     ]  # fmt: skip
 
 
+def may_keep(lanes: Table | None, letters: Table | None, *, create: bool) -> list[Json]:
+    """What a subscriber to DynamoDB needs for what it keeps beside the rows."""
+    if lanes is None or letters is None:
+        return []
+    check = [*rights.CHECK_TABLES, *(rights.CREATE_TABLES if create else ())]
+    return [
+        allow(rights.KEEP_LANES, _arn(lanes)),
+        allow(rights.KEEP_LETTERS, _arn(letters)),
+        allow(check, [_arn(lanes), _arn(letters)]),
+    ]
+
+
 def may_ask(control: Table | None) -> list[Json]:
     """What a subscriber needs to ask for repairs."""
     return [] if control is None else [allow(rights.ASK_REPAIR, _arn(control))]
