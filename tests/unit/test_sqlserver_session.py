@@ -10,9 +10,10 @@ import pytest
 import trustme
 from cryptography import x509
 
+from lab.part import free_port
 from upwell.errors import ConfigError, OperatorError, TransientError, UpwellError
 from upwell.sources.sqlserver_errors import meaning, number_of, unreachable
-from upwell.sources.sqlserver_session import Address, literal, names_host, quoted, trusting
+from upwell.sources.sqlserver_session import Address, Session, literal, load_driver, names_host, quoted, trusting
 
 
 def test_an_address_has_all_that_the_url_says() -> None:
@@ -143,6 +144,16 @@ def test_an_error_that_quotes_a_value_is_told_without_it() -> None:
 )  # fmt: skip
 def test_why_there_is_no_connection(text: str, code: str) -> None:
     assert unreachable(text, "h/d").code == code
+
+
+def test_the_driver_makes_no_second_attempt_of_its_own() -> None:
+    """It would also connect anew in the middle, after a failover or a restore, and nobody would know."""
+    address = Address.parse(f"mssql://sa:x@localhost:{free_port()}/master")
+    began = time.monotonic()
+    with pytest.raises(TransientError) as refused:
+        Session.connect(load_driver("mssql-python"), address)
+    assert refused.value.code == "UW-MS-007"
+    assert time.monotonic() - began < 5, "the driver's own second attempt comes after 10 s"
 
 
 def test_names_and_texts_in_statements() -> None:

@@ -174,6 +174,8 @@ class MssqlPython:
             "TrustServerCertificate": "yes" if address.trust else "no",
             "HostnameInCertificate": address.host_in_certificate,
             "MultiSubnetFailover": "yes" if address.multi_subnet else "",
+            # It would connect anew by itself, after a failover or a restore, and we must know when that happens.
+            "ConnectRetryCount": "0",
         }
         if address.authentication == "kerberos":
             words["Trusted_Connection"] = "yes"
