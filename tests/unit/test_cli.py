@@ -102,7 +102,7 @@ def test_the_commands_are_those_of_the_contract() -> None:
     top = {path[0] for path in ALL if len(path) == 1}
     assert top == {
         "demo", "init", "doctor", "track", "plan", "publish", "subscribe", "status", "resync", "verify",
-        "dead-letters", "config", "explain", "stack",
+        "dead-letters", "config", "explain", "stack", "api",
     }  # fmt: skip
     assert {path[1] for path in ALL if path[:1] == ("dead-letters",) and len(path) == 2} == {
         "list", "show", "replay", "drop",

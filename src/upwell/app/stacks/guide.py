@@ -55,12 +55,14 @@ sql() {{ aws rds-data execute-statement --resource-arn "$(out DatabaseArn)" --se
   --database {database} --sql "$1"; }}
 sql 'CREATE ROLE {subscriber} LOGIN'
 sql 'GRANT rds_iam TO {subscriber}'
+sql 'GRANT {subscriber} TO CURRENT_USER'
 sql 'GRANT CREATE, TEMPORARY ON DATABASE {database} TO {subscriber}'
 sql 'GRANT USAGE, CREATE ON SCHEMA public TO {subscriber}'
+sql 'CREATE SCHEMA upwell AUTHORIZATION {subscriber}'
 sql 'CREATE ROLE {reader} LOGIN'
 sql 'GRANT rds_iam TO {reader}'
-sql 'CREATE SCHEMA IF NOT EXISTS upwell AUTHORIZATION {subscriber}'
-sql 'GRANT USAGE ON SCHEMA public, upwell TO {reader}'
+sql 'GRANT USAGE ON SCHEMA public TO {reader}'
+sql 'GRANT USAGE ON SCHEMA upwell TO {reader}'
 sql 'ALTER DEFAULT PRIVILEGES FOR ROLE {subscriber} GRANT SELECT ON TABLES TO {reader}'
 ```
 

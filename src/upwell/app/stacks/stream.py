@@ -106,6 +106,11 @@ def add_subscriber(
         vpc=vpc,
     )
     _mapping(t, stream)
+    _subscriber_alarms(t, plan.pipeline)
+    t.output("Unapplied", "The queue that names records that were given up", ref("Unapplied"))
+
+
+def _subscriber_alarms(t: Template, pipeline: str) -> None:
     name = {"FunctionName": ref("Subscriber")}
     alarm(
         t,
@@ -132,13 +137,12 @@ def add_subscriber(
         "What the target has is older than it should be",
         NAMESPACE,
         LAG,
-        {"Pipeline": plan.pipeline},
+        {"Pipeline": pipeline},
         statistic="Maximum",
         above=300,
         minutes=staleness(t),
         missing="breaching",
     )
-    t.output("Unapplied", "The queue that names records that were given up", ref("Unapplied"))
 
 
 def _mapping(t: Template, stream: Json) -> None:
