@@ -20,6 +20,7 @@ BENCHES = (
     "postgres_target",
     "kinesis_sink",
     "dynamodb_sink",
+    "read_api",
     "standins",
 )
 

@@ -478,7 +478,7 @@ class IamSettings(Settings):
 
 
 class ApiKeySettings(Settings):
-    """A key that a caller brings: at least 32 random characters, of which only the hash stands here."""
+    """A key that a caller brings: at least 32 random letters and digits, of which only the hash stands here."""
 
     sha256: Sha256
     """The key's SHA-256, as `sha256sum` prints it for a file that holds the key and no line's end."""

@@ -89,7 +89,7 @@ def _items(pipeline: Pipeline, shown: list[ExposedTable]) -> DynamoDbReader:
         templates = template(table.schema)
         places[table.schema.table] = ItemPlace(_item_table(table, templates, prefix), templates)
     claims = build_cloud.claims(pipeline, build_cloud.bucket(pipeline))
-    service = build_cloud._beside_the_stream(pipeline) if settings is None else build_cloud.aws_service(pipeline)
+    service = build_cloud.beside_the_stream(pipeline) if settings is None else build_cloud.aws_service(pipeline)
     assert service is not None
     return DynamoDbReader(service, places, claims)
 

@@ -87,10 +87,10 @@ def control(pipeline: Pipeline, clock: Clock) -> DynamoDbControl | None:
     settings = pipeline.destination().kinesis
     if settings is None or settings.control_table is None:
         return None
-    return DynamoDbControl(_beside_the_stream(pipeline), clock, settings.control_table)
+    return DynamoDbControl(beside_the_stream(pipeline), clock, settings.control_table)
 
 
-def _beside_the_stream(pipeline: Pipeline) -> AwsService:
+def beside_the_stream(pipeline: Pipeline) -> AwsService:
     """DynamoDB in the stream's region."""
     settings = pipeline.destination().kinesis
     return _aws_service(pipeline, "dynamodb", None if settings is None else settings.region, None)
@@ -156,7 +156,7 @@ def tokens(pipeline: Pipeline) -> Callable[[str, str, str], str]:
 def lanes(pipeline: Pipeline, clock: Clock) -> DynamoDbLanes:
     """What is known of lanes beside items; connects to nothing yet."""
     settings = pipeline.subscriber()
-    service = _beside_the_stream(pipeline)
+    service = beside_the_stream(pipeline)
     return DynamoDbLanes(service, clock, prefix(pipeline), create_tables=settings.create_tables)
 
 
@@ -173,7 +173,7 @@ def item_sink(pipeline: Pipeline, clock: Clock, taking: DynamoDbLanes | None = N
             taking.take_name(pipeline.name, name, table)
 
     return DynamoDbSink(
-        _beside_the_stream(pipeline),
+        beside_the_stream(pipeline),
         clock,
         table_prefix=prefix(pipeline),
         templates=templates(pipeline),

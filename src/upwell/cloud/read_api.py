@@ -6,11 +6,13 @@ application around it only routes.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("upwell.api")
 
 LIMIT_DEFAULT: Final = 100
+THREADS: Final = 32  # most of the time they wait for the database
 TROUBLE_EVERY_S: Final = 10.0
 _ETAG: Final = re.compile(r'(?:W/)?("[^"]*")')
 _CURSOR: Final = re.compile(CURSOR_PATTERN)
@@ -307,10 +310,11 @@ def create_app(
 
 def _routes(api: ReadApi, reader: Reader) -> Starlette:
     from starlette.applications import Starlette
-    from starlette.concurrency import run_in_threadpool
     from starlette.exceptions import HTTPException
     from starlette.responses import Response
     from starlette.routing import Route
+
+    threads = ThreadPoolExecutor(THREADS, "read")
 
     def made(answer: Answer) -> Response:
         return Response(answer.body, answer.status, dict(answer.headers))
@@ -318,7 +322,8 @@ def _routes(api: ReadApi, reader: Reader) -> Starlette:
     def endpoint(to: Callable[[Asked, Caller], Answer]) -> Callable[[Request], Any]:
         async def answered(request: Request) -> Response:
             asked = _asked(request)
-            answer, caller = await run_in_threadpool(api.answer, to, asked)
+            # Starlette's own way to a thread takes four times as long.
+            answer, caller = await asyncio.get_running_loop().run_in_executor(threads, api.answer, to, asked)
             request.scope.update({"upwell.caller": caller, "upwell.route": f"{to.__name__} {api.known(asked.table)}"})
             return made(answer)
 
@@ -337,6 +342,7 @@ def _routes(api: ReadApi, reader: Reader) -> Starlette:
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         yield
+        threads.shutdown()
         reader.close()
 
     routes = [
