@@ -1,0 +1,157 @@
+"""The commands around a pipeline through Kinesis into DynamoDB."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import uuid
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from lab.parts import REGION
+from tests.acceptance.commands import Commands, surroundings
+from tests.acceptance.compare import DynamoDbRows
+from tests.acceptance.pipelines import create_stream
+from upwell.config import load
+from upwell.errors import ConfigError
+
+KEYS = {"users": ["id"], "orders": ["pk", "sk"]}
+
+
+class Shop(Commands):
+    """A small one, with its pipeline."""
+
+    def __init__(self, folder: Path, kinesis: str, dynamodb: str) -> None:
+        super().__init__(folder / "upwell.yaml")
+        self.name = f"cli-{uuid.uuid4().hex[:10]}"
+        self.prefix = f"{self.name}-"
+        create_stream(kinesis, self.name, 1)
+        self.configuration: dict[str, Any] = {
+            "pipeline": self.name,
+            "source": {"url": "sqlite:///shop.db"},
+            "destination": {"kinesis": {"stream": self.name, "region": REGION, "endpoint_url": kinesis}},
+            "subscriber": {"target": f"dynamodb://{self.prefix}"},
+            "tables": {
+                "users": {},
+                "orders": {
+                    "dynamodb": {
+                        "table": f"{self.prefix}orders",
+                        "partition_key": "USER#{buyer}",
+                        "sort_key": "{id:05}",
+                    }
+                },
+            },
+        }
+        self.configure()
+        self.items = DynamoDbRows(dynamodb, self.prefix, KEYS)
+        self.sql(
+            "CREATE TABLE users (id INTEGER PRIMARY KEY, name TEXT, big TEXT)",
+            "CREATE TABLE orders (buyer INTEGER, id INTEGER, total REAL, PRIMARY KEY (buyer, id))",
+            "INSERT INTO users VALUES (1, 'Ann', NULL), (2, 'Bob', NULL)",
+            "INSERT INTO orders VALUES (1, 7, 9.5)",
+        )
+        self("track")
+
+    def configure(self, **changes: Any) -> None:
+        self.file.write_text(json.dumps(self.configuration | changes))
+
+    def sql(self, *statements: str) -> None:
+        with closing(sqlite3.connect(self.file.parent / "shop.db")) as connection, connection:
+            for statement in statements:
+                connection.execute(statement)
+
+    def through(self) -> None:
+        self("publish", "--once")
+        self("subscribe", "--once")
+
+
+@pytest.fixture
+def shop(tmp_path: Path, kinesis_endpoint: str, dynamodb_endpoint: str) -> Iterator[Shop]:
+    with surroundings(), patch.dict("os.environ", {"AWS_ENDPOINT_URL_DYNAMODB": dynamodb_endpoint}):
+        shop = Shop(tmp_path, kinesis_endpoint, dynamodb_endpoint)
+        yield shop
+        shop.items.close()
+
+
+def test_from_doctor_to_verify(shop: Shop) -> None:
+    found = json.loads(shop("doctor", "--json"))
+    said = [finding["sentence"] for finding in found]
+    for table in ("upwell_lanes", "upwell_dead_letters", "users", "orders"):
+        assert any(f"{shop.prefix}{table} will be created" in sentence for sentence in said), table
+    plan = {table["table"]: table for table in json.loads(shop("plan", "--json"))}
+    assert plan["main.users"]["to"] == f"DynamoDB table {shop.prefix}users"
+    assert {column["column"]: column["target_type"] for column in plan["main.users"]["columns"]}["id"] == "N"
+
+    shop.through()
+    assert set(shop.items.rows("users")) == {(1,), (2,)}
+    assert set(shop.items.rows("orders")) == {("USER#1", "00007")}
+    shop.sql("UPDATE users SET name = 'Bert' WHERE id = 2", "DELETE FROM users WHERE id = 1")
+    shop.through()
+    assert {key: row["name"] for key, row in shop.items.rows("users").items()} == {(2,): "Bert"}
+
+    assert "main.users: 1 rows, equal" in shop("verify", "--pause", "10ms")
+    shop.items._client.put_item(
+        TableName=f"{shop.prefix}users", Item={"id": {"N": "9"}, "_upwell_v": {"B": b"\0" * 16}}
+    )
+    assert "[9] not in the source any more" in shop("verify", "--pause", "10ms", code=1)
+    shop("resync", "users")
+    shop.through()
+    assert "equal" in shop("verify", "--pause", "10ms")
+    found = json.loads(shop("doctor", "--json"))
+    assert all(finding["level"] != "fail" for finding in found), found
+
+
+def test_status_and_dead_letters(shop: Shop) -> None:
+    shop.sql("UPDATE users SET big = printf('%.*c', 500000, 'x') WHERE id = 2")
+    shop.through()
+    status = json.loads(shop("status", "--json"))["subscriber"]
+    assert status["dead_letters"] == {"main.users": 1}
+    assert status["holes"] == []
+    assert not status["resyncs"]["main.users"]["active"]
+    assert "1 dead letters" in shop("status")
+    [letter] = json.loads(shop("dead-letters", "list", "--json"))
+    assert (letter["table"], letter["key"]) == ("main.users", "[2]")
+    assert letter["id"].startswith("s-")
+    assert "500," in letter["reason"]
+    assert json.loads(shop("dead-letters", "show", letter["id"]))["id"] == letter["id"]
+    shop.sql("UPDATE users SET big = 'small' WHERE id = 2")
+    assert "main.users will be read again" in shop("dead-letters", "replay", letter["id"])
+    shop.through()
+    assert shop.items.rows("users")[2,]["big"] == "small"
+    assert json.loads(shop("dead-letters", "list", "--json")) == []
+
+
+def test_two_tables_never_share_one_of_dynamodb(shop: Shop) -> None:
+    """Subscribers learn of tables one after the other: who comes second is refused."""
+    shop.through()
+    shop.sql("CREATE TABLE people (id INTEGER PRIMARY KEY)", "INSERT INTO people VALUES (1)")
+    shop.configure(tables={"people": {"to": "users"}})
+    shop("track")
+    shop("publish", "--once")
+    shop("subscribe", "--once", code=3)
+    shop.configure(tables={"users": {}, "people": {"to": "users"}})
+    shop("plan", code=2)
+
+
+@pytest.mark.parametrize(
+    ("subscriber", "why"),
+    [
+        ({"target": "dynamodb://a b"}, "must be dynamodb://PREFIX"),
+        ({"target": "dynamodb://p", "schema_changes": "halt"}, "for PostgreSQL only"),
+        ({"target": "dynamodb://p", "iam_auth": True}, "for PostgreSQL only"),
+        ({"target": "postgresql://u:secret@h/d", "iam_auth": True}, "without a password"),
+        ({"target": "postgresql://u@h/d?sslmode=disable", "iam_auth": True}, "with TLS"),
+        ({"target": "mysql://h/d"}, "postgresql://… or dynamodb://…"),
+    ],
+)
+def test_what_does_not_go_together(tmp_path: Path, subscriber: dict[str, Any], why: str) -> None:
+    file = tmp_path / "upwell.yaml"
+    file.write_text(json.dumps({"pipeline": "shop", "subscriber": subscriber}))
+    with pytest.raises(ConfigError, match=why) as error:
+        load(file, {})
+    assert "secret" not in str(error.value)
