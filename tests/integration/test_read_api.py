@@ -16,6 +16,7 @@ from tests.identity_provider import IdentityProvider
 from tests.read_homes import LOOPBACK, Got, Home, Http, in_lambda, key_text, query_text, served
 from tests.read_rows import COUNTRIES, LINES, ORDERS, Store, dynamodb_store, new_database, postgres_store
 from tests.read_shop import MOMENT, TENANTS, by_token, fill, order, shop
+from upwell.cloud.authorization import IamAuthorizer
 from upwell.model import Value
 
 PROVIDER = IdentityProvider()
@@ -219,6 +220,24 @@ def test_what_only_looks_like_a_tenant_counts_for_nothing(place: Place) -> None:
     headers = {**WHO["a"], **dict.fromkeys(names, "b")}
     assert place.home.ask(f"/v1/orders/{own('b')[0]}", headers).status == 404
     assert place.ask(f"/v1/orders/{own('b')[0]}?tenant_id=b").status == 400
+
+
+ROLE = "arn:aws:iam::123456789012:role/web"
+SESSION = "arn:aws:sts::123456789012:assumed-role/web/session"
+
+
+def test_aws_credentials_count_where_api_gateway_has_checked_them(relational: Store) -> None:
+    app = shop(relational, IamAuthorizer({ROLE: "a"}))
+    with in_lambda(app, SESSION) as function:
+        assert function.ask("/v1/orders/3").status == 200
+        assert function.ask("/v1/orders/4").status == 404
+    forged = {"X-User-Arn": SESSION, "X-Amzn-Request-Context": "{}", "Authorization": f"AWS4-HMAC-SHA256 {SESSION}"}
+    with in_lambda(app) as function:
+        assert function.ask("/v1/orders/3", forged).status == 401
+    kept, relational.reader.close = relational.reader.close, lambda: None  # type: ignore[method-assign]  # used again
+    with served(app) as home:
+        assert home.ask("/v1/orders/3", forged).status == 401
+    relational.reader.close = kept  # type: ignore[method-assign]
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------

@@ -167,6 +167,17 @@ def test_an_address_that_is_in_use(shop: Commands, tmp_path: Path) -> None:
         shop("api", "--port", str(home.port), code=3)
 
 
+def test_doctor_says_whether_it_would_answer(shop: Commands) -> None:
+    def found(code: int) -> list[tuple[str, str]]:
+        findings = orjson.loads(shop("doctor", "--json", code=code))
+        return [(each["level"], each["code"]) for each in findings if each["code"].startswith("UW-AP")]
+
+    # The rows can be read; the index that nobody has made can not.
+    assert found(3) == [("pass", "UW-AP-001"), ("pass", "UW-AP-003"), ("pass", "UW-AP-012"), ("fail", "UW-AP-012")]
+    (shop.file.parent / "upwell-api.json").unlink()
+    assert found(3) == [("fail", "UW-AP-001"), ("pass", "UW-AP-003")]
+
+
 # --- as a process ---------------------------------------------------------------------------------------------------
 
 

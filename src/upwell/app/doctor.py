@@ -6,12 +6,13 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Final
 
 import click
 import orjson
 
-from upwell.app import build, build_cloud
+from upwell.app import build, build_api, build_cloud
 from upwell.app.logs import visible
 from upwell.aws import AwsService
 from upwell.aws_errors import ServiceRefusal
@@ -19,7 +20,8 @@ from upwell.clock import SystemClock
 from upwell.config import Pipeline
 from upwell.errors import UpwellError
 from upwell.mapping import check_targets
-from upwell.model import Finding, TableName, TableSchema
+from upwell.model import Finding, Kind, TableName, TableSchema, Value
+from upwell.ports import Listing
 from upwell.sinks.kinesis import stream_status
 
 SKEW_S_WARN: Final = 60.0
@@ -46,6 +48,8 @@ def findings(pipeline: Pipeline) -> Iterator[Finding]:
         yield from _destination(pipeline, schemas, sends=config.source is not None)
     if config.subscriber is not None:
         yield from _target(pipeline, schemas)
+    if config.api is not None:
+        yield from _api(pipeline)
 
 
 def show_findings(found: Iterable[Finding], *, as_json: bool) -> set[str]:
@@ -129,6 +133,32 @@ def _state(pipeline: Pipeline) -> Finding:
             f"mkdir -p {folder}",
         )
     return Finding("pass", "UW-CL-008", f"The state can be kept in {pipeline.state}.")
+
+
+def _api(pipeline: Pipeline) -> Iterator[Finding]:
+    """Whether the read API would start here, and could answer."""
+    fits = "The API's schema file fits what `api.tables` exposes."
+    yield Finding.of_check("UW-AP-001", fits, lambda: build_api.tables(pipeline))
+    known = "The API can know its callers."
+    yield Finding.of_check("UW-AP-003", known, lambda: build_api.authorizer(pipeline, SystemClock()))
+    try:
+        shown = build_api.tables(pipeline)
+        reader = build_api.reader(pipeline, shown)
+    except UpwellError as error:
+        if error.code != "UW-AP-001":
+            yield Finding.of_error(error)
+        return
+    with closing(reader):
+        for table in shown:
+            for index in (None, *table.indexes.values()):
+                partition = None if index is None else _ANY.get(table.column(index.partition_key).kind, "AAAA")
+                listing = Listing(table.schema, None, index, partition, None, 1)
+                way = table.name if index is None else f"{table.name} by {index.name}"
+                yield Finding.of_check("UW-AP-012", f"The API can read {way}.", partial(reader.page, listing))
+
+
+# Some value to look for in an index; as text it is also base64.
+_ANY: Final[dict[Kind, Value]] = {Kind.INT: 0, Kind.FLOAT: 0.0, Kind.DECIMAL: "0"}
 
 
 # --- AWS ----------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from upwell.heartbeat import Freshness, freshness
 from upwell.ports import Clock, Reader
 
 LOOK_EVERY_S: Final = 1.0
+LOOK_AGAIN_S: Final = 5.0  # where the database did not answer: each try may take as long as a request
 
 
 class Age:
@@ -24,17 +25,19 @@ class Age:
         self._clock = clock
         self._lock = threading.Lock()
         self._seen: Freshness | None = None
-        self._looked_at = float("-inf")
+        self._due_at = float("-inf")
 
     def last(self) -> Freshness | None:
         """What is known; None: nothing. To be asked before the data is read: then it is true of that."""
-        if self._clock.monotonic() - self._looked_at > LOOK_EVERY_S and self._lock.acquire(blocking=False):
+        if self._clock.monotonic() > self._due_at and self._lock.acquire(blocking=False):
+            pause_s = LOOK_AGAIN_S
             try:
                 self._seen = freshness(self._reader.heartbeats(self._pipeline))
+                pause_s = LOOK_EVERY_S
             except UpwellError:
                 pass  # what was seen stays true: data does not become older than it was
             finally:
-                self._looked_at = self._clock.monotonic()
+                self._due_at = self._clock.monotonic() + pause_s
                 self._lock.release()
         return self._seen
 
