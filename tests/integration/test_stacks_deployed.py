@@ -16,7 +16,7 @@ from botocore.exceptions import ClientError
 from lab.ministack import ACCOUNT, Ministack
 from lab.parts import REGION
 from tests.stack_deployed import BUCKET, IMAGE, Deployed, put_code
-from tests.stack_plans import CONTROL, IAM, KEYS, PACKAGE, items, stream
+from tests.stack_plans import CONTROL, IAM, KEYS, PACKAGE, items, stream, stream_to_items
 from upwell.app.stacks import publisher_access, relational, serverless
 from upwell.app.stacks.blueprint import Blueprint, Table
 from upwell.items import KeyAttribute
@@ -69,6 +69,8 @@ def own(plan: Blueprint, name: str) -> Blueprint:
         tables=tuple(map(renamed, plan.tables)),
         heartbeat=renamed(plan.heartbeat),
         control=renamed(plan.control),
+        lanes=renamed(plan.lanes),
+        letters=renamed(plan.letters),
         stream=plan.stream and f"{name}-{plan.stream}",
     )
 
@@ -135,6 +137,37 @@ def asked(aws: Ministack, function: str, calls: list[Any]) -> dict[str, str]:
     said = json.loads(answer["Payload"].read())
     assert "FunctionError" not in answer, said
     return dict(said)
+
+
+def test_by_a_stream_the_subscriber_writes_the_tables_and_no_others(aws: Ministack, name: str) -> None:
+    plan = own(stream_to_items(control=CONTROL), name)
+    stack = Deployed(aws, name, serverless.template(plan, PACKAGE))
+    other = Deployed(aws, f"{name}o", serverless.template(own(items(), f"{name}x"), PACKAGE))
+    users, lanes, letters, control = plan.tables[0].name, *(table.name for table in plan.kept)
+    lane = {"id": {"S": "shop/lane/0"}}
+    may: list[Any] = [
+        ("dynamodb", "put_item", {"TableName": users, "Item": {"id": {"N": "1"}}}),
+        ("dynamodb", "scan", {"TableName": users}),
+        ("dynamodb", "put_item", {"TableName": lanes, "Item": lane}),
+        ("dynamodb", "get_item", {"TableName": lanes, "Key": lane}),
+        ("dynamodb", "put_item", {"TableName": letters, "Item": {"id": {"N": "1"}}}),
+        ("dynamodb", "put_item", {"TableName": control, "Item": {"pipeline": {"S": "shop"}, "id": {"S": "1"}}}),
+        ("kinesis", "describe_stream_summary", {"StreamName": plan.stream}),
+    ]
+    may_not: list[Any] = [
+        ("dynamodb", "get_item", {"TableName": users, "Key": {"id": {"N": "1"}}}),
+        ("dynamodb", "put_item", {"TableName": f"{name}x-shop-users", "Item": {"id": {"N": "1"}}}),
+        ("dynamodb", "scan", {"TableName": letters}),
+        ("dynamodb", "scan", {"TableName": control}),
+        ("dynamodb", "delete_table", {"TableName": users}),
+        ("kinesis", "put_record", {"StreamName": plan.stream, "Data": "x", "PartitionKey": "1"}),
+        ("secretsmanager", "list_secrets", {}),
+    ]
+    answers = list(asked(aws, stack.resource("Subscriber"), [*may, *may_not]).values())
+    assert answers[: len(may)] == ["done"] * len(may)
+    assert set(answers[len(may) :]) <= DENIED, answers
+    for each in (stack, other):
+        each.delete()
 
 
 def test_serverless_is_updated_in_place_and_leaves_its_tables(aws: Ministack, name: str) -> None:
@@ -295,6 +328,9 @@ def test_relational_is_updated_in_place_and_leaves_the_stream(aws: Ministack, na
     assert {each: stack.resource(each) for each in before} == before
     sent = kinesis.put_record(StreamName=plan.stream, Data=b"kept", PartitionKey="1")
     stack.delete()
+    again = Deployed(aws, f"{name}b", relational.template(plan, PACKAGE), **wanted, StreamPlace="keep", Tables="keep")
+    assert not {"Stream", "StreamKey"} & again.names()
+    again.delete()
     place = {"StreamName": plan.stream, "ShardId": sent["ShardId"], "ShardIteratorType": "TRIM_HORIZON"}
     iterator = kinesis.get_shard_iterator(**place)["ShardIterator"]
     assert [record["Data"] for record in kinesis.get_records(ShardIterator=iterator)["Records"]] == [b"kept"]

@@ -197,7 +197,7 @@ def _delete(kind: Kind, stack: str, plan: Blueprint) -> str:
 def _what_stays(kind: Kind, plan: Blueprint) -> Sequence[str]:
     tables = [table.name for table in (*plan.written, *plan.kept)]
     if kind == "publisher-access":
-        return ["Nothing stays. The publisher can't send any more, from the end of its current hour on."]
+        return ["Nothing stays. The publisher can't send any more."]
     lines = ["What stays, because it holds data:", ""]
     if kind == "relational":
         lines += [f"* a snapshot of the database (its users {SUBSCRIBER} and {READER} are in it; {ADMIN} too)"]
@@ -210,7 +210,7 @@ def _what_stays(kind: Kind, plan: Blueprint) -> Sequence[str]:
         lines.append(f"  `aws dynamodb delete-table --table-name {table}`")
     if plan.api and kind == "serverless":
         lines.append("* the role by which API Gateway writes logs, which other APIs of the account may use")
-    keep = "Tables=keep" if tables else ""
+    keep = [*(["StreamPlace=keep KeptStreamKeyArn=…"] if plan.stream else []), *(["Tables=keep"] if tables else [])]
     if keep:
-        lines += ["", f"To deploy again beside the tables that stayed: `--parameter-overrides … {keep}`."]
+        lines += ["", f"To deploy again beside what stayed: `--parameter-overrides … {' '.join(keep)}`."]
     return lines

@@ -16,26 +16,20 @@ TIMEOUT_S: Final = 60
 MEMORY_MB: Final = 1024
 NAMESPACE: Final = "upwell"
 LAG: Final = "AppliedLag"
+MAKES: Final = "MakesStream"
+_KEPT: Final = "HasKeptStreamKeyArn"
 WAITING: Final = "ApproximateNumberOfMessagesVisible"
 
 
 def add_stream(t: Template, plan: Blueprint) -> None:
     """The stream, encrypted by a key of its own; both outlive the stack, or what is on its way would be lost."""
     assert plan.stream is not None
-    t.parameter(
-        "StreamMode",
-        "ON_DEMAND grows by itself; PROVISIONED has Shards.",
-        "ON_DEMAND",
-        AllowedValues=["ON_DEMAND", "PROVISIONED"],
-    )
-    t.parameter(
-        "Shards", "Of a PROVISIONED stream: each takes 1 MiB and 1,000 records a second.", 1, Type="Number", MinValue=1
-    )
-    t.conditions["Provisioned"] = {"Fn::Equals": [ref("StreamMode"), "PROVISIONED"]}
+    _parameters(t)
     t.add(
         "StreamKey",
         "KMS::Key",
         {"Description": f"Encrypts the stream {plan.stream}", "EnableKeyRotation": True, "KeyPolicy": _key_policy()},
+        condition=MAKES,
         keep="Retain",
     )
     t.add(
@@ -48,31 +42,58 @@ def add_stream(t: Template, plan: Blueprint) -> None:
             "ShardCount": if_("Provisioned", ref("Shards")),
             "StreamEncryption": {"EncryptionType": "KMS", "KeyId": att("StreamKey", "Arn")},
         },
+        condition=MAKES,
         keep="Retain",
     )
-    t.output("StreamKeyArn", "For the stack publisher-access", att("StreamKey", "Arn"))
-    of_stream = {"StreamName": plan.stream}
-    alarm(
-        t,
-        "PublisherSilent",
-        "Nothing arrives in the stream, not even a heartbeat",
-        "AWS/Kinesis",
-        "IncomingRecords",
-        of_stream,
-        below=1,
-        minutes=staleness(t),
-        missing="breaching",
-    )
+    key = if_(MAKES, att("StreamKey", "Arn"), ref("KeptStreamKeyArn"))
+    t.output("StreamKeyArn", "For the stack publisher-access", key)
+    if plan.api:  # else there is no heartbeat, and silence says nothing
+        alarm(
+            t,
+            "PublisherSilent",
+            "Nothing arrives in the stream, not even a heartbeat",
+            "AWS/Kinesis",
+            "IncomingRecords",
+            {"StreamName": plan.stream},
+            below=1,
+            minutes=staleness(t),
+            missing="breaching",
+        )
     alarm(
         t,
         "StreamFull",
         "A shard is above its limits: its rows wait",
         "AWS/Kinesis",
         "WriteProvisionedThroughputExceeded",
-        of_stream,
+        {"StreamName": plan.stream},
         above=1,
         minutes=15,
     )
+
+
+def _parameters(t: Template) -> None:
+    t.parameter(
+        "StreamPlace",
+        "make: this stack makes the stream. keep: it is there already, and is left alone.",
+        "make",
+        AllowedValues=["make", "keep"],
+    )
+    t.conditions[MAKES] = {"Fn::Equals": [ref("StreamPlace"), "make"]}
+    t.parameter("KeptStreamKeyArn", "The ARN of the key of a stream that is there already.", "")
+    t.given("KeptStreamKeyArn")
+    t.parameter(
+        "StreamMode",
+        "ON_DEMAND grows by itself; PROVISIONED has Shards.",
+        "ON_DEMAND",
+        AllowedValues=["ON_DEMAND", "PROVISIONED"],
+    )
+    about = "Of a PROVISIONED stream: each takes 1 MiB and 1,000 records a second."
+    t.parameter("Shards", about, 1, Type="Number", MinValue=1)
+    t.conditions["Provisioned"] = {"Fn::Equals": [ref("StreamMode"), "PROVISIONED"]}
+
+
+def _may_decrypt(key: Json) -> Json:
+    return allow(rights.DECRYPT, key, StringEquals={"kms:ViaService": sub("kinesis.${AWS::Region}.amazonaws.com")})
 
 
 def add_subscriber(
@@ -85,7 +106,7 @@ def add_subscriber(
 ) -> None:
     """The function that applies the stream to the database, AWS's mapping of one to the other, and its alarms."""
     t.add("Unapplied", "SQS::Queue", {"SqsManagedSseEnabled": True, "MessageRetentionPeriod": 1_209_600}, keep="Delete")
-    stream = att("Stream", "Arn")
+    stream = if_(MAKES, att("Stream", "Arn"), arn("kinesis", f"stream/{plan.stream}"))
     function(
         t,
         "Subscriber",
@@ -94,7 +115,7 @@ def add_subscriber(
         code_key,
         [
             allow(rights.FEED_FUNCTION, stream),
-            allow(rights.DECRYPT, att("StreamKey", "Arn"), StringEquals={"kms:ViaService": _via("kinesis")}),
+            if_(MAKES, _may_decrypt(att("StreamKey", "Arn")), if_(_KEPT, _may_decrypt(ref("KeptStreamKeyArn")))),
             allow(["sqs:SendMessage"], att("Unapplied", "Arn")),
             *may_ask(plan.control),
             *may_get(t, plan.claims),
@@ -106,11 +127,11 @@ def add_subscriber(
         vpc=vpc,
     )
     _mapping(t, stream)
-    _subscriber_alarms(t, plan.pipeline)
+    _subscriber_alarms(t, plan)
     t.output("Unapplied", "The queue that names records that were given up", ref("Unapplied"))
 
 
-def _subscriber_alarms(t: Template, pipeline: str) -> None:
+def _subscriber_alarms(t: Template, plan: Blueprint) -> None:
     name = {"FunctionName": ref("Subscriber")}
     alarm(
         t,
@@ -137,11 +158,11 @@ def _subscriber_alarms(t: Template, pipeline: str) -> None:
         "What the target has is older than it should be",
         NAMESPACE,
         LAG,
-        {"Pipeline": pipeline},
+        {"Pipeline": plan.pipeline},
         statistic="Maximum",
         above=300,
         minutes=staleness(t),
-        missing="breaching",
+        missing="breaching" if plan.api else "notBreaching",  # without a heartbeat silence says nothing
     )
 
 
@@ -153,6 +174,14 @@ def _mapping(t: Template, stream: Json) -> None:
     t.parameter(
         "Parallelism", "Calls of the subscriber at a time for each shard.", 2, Type="Number", MinValue=1, MaxValue=10
     )
+    t.parameter(
+        "CollectSeconds",
+        "For so long AWS collects records before a call: fewer calls, at that much delay.",
+        0,
+        Type="Number",
+        MinValue=0,
+        MaxValue=300,
+    )
     t.add(
         "SubscriberMapping",
         "Lambda::EventSourceMapping",
@@ -161,7 +190,7 @@ def _mapping(t: Template, stream: Json) -> None:
             "FunctionName": ref("Subscriber"),
             "StartingPosition": "TRIM_HORIZON",
             "BatchSize": 500,
-            "MaximumBatchingWindowInSeconds": 0,
+            "MaximumBatchingWindowInSeconds": ref("CollectSeconds"),
             "ParallelizationFactor": ref("Parallelism"),
             "FunctionResponseTypes": ["ReportBatchItemFailures"],
             "BisectBatchOnFunctionError": True,
@@ -178,10 +207,6 @@ def _key_policy() -> Json:
     owner = {"AWS": sub("arn:${AWS::Partition}:iam::${AWS::AccountId}:root")}
     statement = {"Effect": "Allow", "Principal": owner, "Action": "kms:*", "Resource": "*"}
     return {"Version": "2012-10-17", "Statement": [statement]}
-
-
-def _via(service: str) -> Json:
-    return sub(f"{service}.${{AWS::Region}}.amazonaws.com")
 
 
 def may_attach(subnets: list[Json]) -> list[Json]:
