@@ -254,28 +254,16 @@ END $$;
 CREATE FUNCTION tds.objectproperty(object int, property text) RETURNS int LANGUAGE sql STABLE AS $$
   SELECT CASE lower(property) WHEN 'tableismemoryoptimized' THEN in_memory::int END
   FROM tds.dates WHERE oid = object::oid AND tds.sees(oid) $$;
-CREATE FUNCTION tds.object_name(object int) RETURNS varchar LANGUAGE sql STABLE AS
-  $$SELECT coalesce(obj_description(oid, 'pg_class'), relname) FROM pg_class WHERE oid = object::oid AND tds.sees(oid)$$;
 CREATE FUNCTION tds.schema_name(id int DEFAULT NULL) RETURNS varchar LANGUAGE sql STABLE AS
   $$SELECT coalesce((SELECT coalesce(obj_description(oid, 'pg_namespace'), nspname) FROM pg_namespace
     WHERE oid = id::oid), CASE WHEN id IS NULL THEN 'dbo' END)$$;
 CREATE FUNCTION tds.schema_id(name text DEFAULT 'dbo') RETURNS int LANGUAGE sql STABLE AS
   'SELECT oid::int FROM pg_namespace WHERE nspname = lower(name)';
-CREATE FUNCTION tds.object_schema_name(object int) RETURNS varchar LANGUAGE sql STABLE AS
-  'SELECT tds.schema_name(relnamespace::int) FROM pg_class WHERE oid = object::oid AND tds.sees(oid)';
 CREATE FUNCTION tds.db_name(id int DEFAULT NULL) RETURNS varchar LANGUAGE sql STABLE AS
   'SELECT name FROM sys.databases WHERE database_id = coalesce(id, tds.db_id())';
 CREATE FUNCTION tds.db_id(wanted text DEFAULT NULL) RETURNS int LANGUAGE sql STABLE AS $$
   SELECT CASE WHEN wanted IS NULL THEN (SELECT oid::int FROM pg_database WHERE datname = current_database())
          ELSE (SELECT database_id FROM sys.databases WHERE lower(name) = lower(wanted)) END $$;
-CREATE FUNCTION tds.col_name(object int, id int) RETURNS varchar LANGUAGE sql STABLE AS
-  'SELECT name FROM sys.columns WHERE object_id = object AND column_id = id';
-CREATE FUNCTION tds.columnproperty(object int, column_name text, property text) RETURNS int LANGUAGE sql STABLE AS $$
-  SELECT CASE lower(property) WHEN 'columnid' THEN column_id WHEN 'allowsnull' THEN is_nullable::int
-         WHEN 'isidentity' THEN is_identity::int WHEN 'iscomputed' THEN is_computed::int END
-  FROM sys.columns WHERE object_id = object AND lower(name) = lower(column_name) $$;
-CREATE FUNCTION tds.type_name(id int) RETURNS varchar LANGUAGE sql STABLE AS
-  'SELECT name FROM sys.types WHERE user_type_id = id';
 CREATE FUNCTION tds.serverproperty(property text) RETURNS text LANGUAGE sql STABLE AS $$
   SELECT CASE lower(property) WHEN 'productversion' THEN tds.setting('build') WHEN 'edition' THEN 'Developer Edition'
     WHEN 'productmajorversion' THEN split_part(tds.setting('build'), '.', 1) WHEN 'engineedition' THEN '3'
@@ -296,30 +284,15 @@ CREATE FUNCTION tds.sysdatetime() RETURNS tds.datetime2 LANGUAGE sql VOLATILE AS
 CREATE FUNCTION tds.getdate() RETURNS tds.datetime2 LANGUAGE sql VOLATILE AS
   'SELECT tds.sysutcdatetime()::tds.datetime2(21)';
 CREATE FUNCTION tds.getutcdate() RETURNS tds.datetime2 LANGUAGE sql VOLATILE AS 'SELECT tds.getdate()';
-CREATE FUNCTION tds.sysdatetimeoffset() RETURNS tds.datetimeoffset LANGUAGE sql VOLATILE AS
-  'SELECT tds.to_offset(tds.sysutcdatetime())';
 CREATE FUNCTION tds.suser_sname() RETURNS varchar LANGUAGE sql STABLE AS $$SELECT current_setting('tds.login', true)$$;
-CREATE FUNCTION tds.original_login() RETURNS varchar LANGUAGE sql STABLE AS 'SELECT tds.suser_sname()';
-CREATE FUNCTION tds.user_name() RETURNS varchar LANGUAGE sql STABLE AS 'SELECT tds.me()';
-CREATE FUNCTION tds.is_member(role text) RETURNS int LANGUAGE sql STABLE AS
-  $$SELECT CASE WHEN lower(role) = 'db_owner' THEN (tds.me() = 'dbo' OR
-    EXISTS (SELECT 1 FROM tds.users WHERE name = tds.me() AND owner))::int ELSE 0 END$$;
-CREATE FUNCTION tds.is_srvrolemember(role text) RETURNS int LANGUAGE sql STABLE AS
-  $$SELECT (tds.suser_sname() = 'sa')::int$$;
 CREATE AGGREGATE tds.sum(int) (SFUNC = int4pl, STYPE = int);
 CREATE AGGREGATE tds.sum(bigint) (SFUNC = int8pl, STYPE = bigint);
 CREATE AGGREGATE tds.sum(numeric) (SFUNC = numeric_add, STYPE = numeric);
 CREATE AGGREGATE tds.sum(float8) (SFUNC = float8pl, STYPE = float8);
-CREATE FUNCTION tds.quotename(text) RETURNS text LANGUAGE sql IMMUTABLE STRICT AS
-  $$SELECT '[' || replace($1 COLLATE "C", ']', ']]') || ']'$$;
 CREATE FUNCTION tds.len(text) RETURNS int LANGUAGE sql IMMUTABLE STRICT AS 'SELECT length(rtrim($1))';
-CREATE FUNCTION tds.datalength(text) RETURNS int LANGUAGE sql IMMUTABLE STRICT AS 'SELECT 2 * length($1)';
-CREATE FUNCTION tds.datalength(bytea) RETURNS int LANGUAGE sql IMMUTABLE STRICT AS 'SELECT length($1)';
 CREATE FUNCTION tds.replicate(text, int) RETURNS text LANGUAGE sql IMMUTABLE STRICT AS 'SELECT repeat($1, $2)';
 CREATE FUNCTION tds.generate_series(first int, last int) RETURNS TABLE (value int) LANGUAGE sql IMMUTABLE STRICT AS
   'SELECT pg_catalog.generate_series($1, $2)';
-CREATE FUNCTION tds.charindex(text, text) RETURNS int LANGUAGE sql IMMUTABLE STRICT AS
-  'SELECT strpos(lower($2) COLLATE "C", lower($1) COLLATE "C")';
 CREATE FUNCTION tds.sql_variant_property(value text, property text) RETURNS text LANGUAGE sql IMMUTABLE STRICT AS $$
   SELECT CASE lower(property) WHEN 'basetype' THEN substring(value COLLATE "C" FROM '^[a-z0-9]+')
     WHEN 'precision' THEN substring(value COLLATE "C" FROM '^[a-z0-9]+\((\d+)')
@@ -330,15 +303,10 @@ CREATE FUNCTION tds.sql_variant_property(value text, property text) RETURNS text
 CREATE FUNCTION tds.hierarchyid__parse(text) RETURNS text LANGUAGE sql IMMUTABLE STRICT AS 'SELECT $1';
 CREATE FUNCTION tds.geometry__stgeomfromtext(text, int) RETURNS text LANGUAGE sql IMMUTABLE STRICT AS
   $$SELECT $2 || ';' || $1$$;
-CREATE FUNCTION tds.geography__stgeomfromtext(text, int) RETURNS text LANGUAGE sql IMMUTABLE STRICT AS
-  $$SELECT $2 || ';' || $1$$;
-CREATE FUNCTION tds.geometry__parse(text) RETURNS text LANGUAGE sql IMMUTABLE STRICT AS $$SELECT '0;' || $1$$;
-CREATE FUNCTION tds.geography__parse(text) RETURNS text LANGUAGE sql IMMUTABLE STRICT AS $$SELECT '4326;' || $1$$;
 CREATE FUNCTION tds.geography__point(lat float8, long float8, srid int) RETURNS text LANGUAGE sql IMMUTABLE STRICT AS
   $$SELECT srid || ';POINT (' || long || ' ' || lat || ')'$$;
 CREATE FUNCTION tds.tostring(text) RETURNS text LANGUAGE sql IMMUTABLE STRICT AS
   $$SELECT regexp_replace($1 COLLATE "C", '^\d+;', '')$$;
-CREATE FUNCTION tds.stastext(text) RETURNS text LANGUAGE sql IMMUTABLE STRICT AS 'SELECT tds.tostring($1)';
 CREATE FUNCTION tds.turned(bytea) RETURNS bytea LANGUAGE sql IMMUTABLE STRICT AS $$
   SELECT string_agg(substr($1, n, 1), ''::bytea ORDER BY n DESC) FROM generate_series(1, length($1)) AS n $$;
 CREATE FUNCTION tds.points(text) RETURNS bytea LANGUAGE sql IMMUTABLE STRICT AS $$

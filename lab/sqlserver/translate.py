@@ -27,9 +27,8 @@ MARK: Final = re.compile("\x01(.+?)\x01")
 _CHANGETABLE: Final = "__changetable_"
 # T-SQL's function → PostgreSQL's; what is not here is looked for in schema tds, by its own name.
 _SAME: Final = {
-    "count", "min", "max", "avg", "coalesce", "nullif", "lower", "upper", "abs", "row_number", "rank",
-    "dense_rank", "left", "right", "substring", "replace", "reverse", "concat", "ltrim", "rtrim", "trim", "floor",
-    "ceiling", "round", "exists", "lag", "lead", "power", "sqrt", "sign", "ascii", "string_agg",
+    "count", "min", "max", "avg", "coalesce", "nullif", "lower", "upper", "abs", "row_number", "left", "right",
+    "substring", "replace", "concat", "trim", "floor", "round", "exists", "string_agg",
 }  # fmt: skip
 _RENAMED: Final = {"count_big": "count", "isnull": "coalesce", "char": "chr", "nchar": "chr"}
 _RESULTS: Final = {"sysutcdatetime": "datetime2(7)", "sysdatetime": "datetime2(7)", "getdate": "datetime",
@@ -482,10 +481,7 @@ class _Statement:
 
     def _function(self, node: exp.Anonymous) -> exp.Expr:
         name = node.name.lower()
-        if name == "iif":
-            condition, yes, no = (self._sql(part) for part in node.expressions)
-            return exp.Var(this=f"CASE WHEN {condition} THEN {yes} ELSE {no} END")
-        if name in {"datediff", "datepart", "dateadd", "datename"}:
+        if name in {"datediff", "dateadd"}:
             rest = ", ".join(self._sql(part) for part in node.expressions[1:])
             return exp.Var(this=f"tds.{name}({text_literal(node.expressions[0].name.lower())}, {rest})")
         target = _RENAMED.get(name, name)
