@@ -185,6 +185,10 @@ def test_the_command_answers_until_it_is_told_to_stop(shop: Commands, tmp_path: 
     log = tmp_path / "log"
     with running(shop.file, log) as (home, process):
         assert home.ask("/v1/orders/3", GOOD).json == {"id": 3, "country": "FR", "total": "3.5"}
+        age = home.ask("/v1/_freshness", GOOD).json
+        assert age["tables"] == {"orders": {"as_of": age["as_of"], "complete": True}}
+        assert 0 <= age["age_s"] < 120
+        assert home.ask("/v1/orders/3", GOOD).headers["x-data-as-of"] == age["as_of"]
         without = home.ask("/v1/orders?index=by-country&country=FR", GOOD)  # nobody has made the index
         assert (without.status, without.headers["retry-after"]) == (503, "30")
         assert home.ask("/v1/orders/4", GOOD).status == 404

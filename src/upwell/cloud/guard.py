@@ -62,12 +62,13 @@ class Guard:
         except Exception:
             logs.crashed()
             if not started:
-                await _send(Problem(500, "A mistake of ours; it is in our log.").answer(), sent)
+                await _send(CRASHED.answer(), sent)
         finally:
             self._running -= 1
             _log(scope, status, (self._timer() - began) * 1000, number)
 
 
+CRASHED: Final = Problem(500, "A mistake of ours; it is in our log.")
 _TOO_MANY: Final = Problem(503, "Too many requests at the same time; ask again.", retry_after="1")
 
 

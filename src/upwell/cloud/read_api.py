@@ -22,7 +22,7 @@ from upwell.cloud.age import Age
 from upwell.cloud.answers import JSON, Answer, Problem, json_answer
 from upwell.cloud.authorization import Authorizer, Caller
 from upwell.cloud.cursors import CURSOR_S, Cursors
-from upwell.cloud.guard import Guard
+from upwell.cloud.guard import CRASHED, Guard
 from upwell.cloud.openapi import CURSOR_CHARS_MAX, CURSOR_PATTERN, description
 from upwell.cloud.throttle import Throttle
 from upwell.errors import OperatorError, TransientError, UpwellError
@@ -339,6 +339,9 @@ def _routes(api: ReadApi, reader: Reader) -> Starlette:
         problem.headers |= {name.lower(): value for name, value in (error.headers or {}).items()}
         return made(problem.answer())
 
+    async def crashed(_: Request, error: Exception) -> Response:
+        return made(CRASHED.answer())  # then it is raised on, to Guard
+
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         yield
@@ -353,7 +356,7 @@ def _routes(api: ReadApi, reader: Reader) -> Starlette:
         Route("/v1/{table}/{key}", endpoint(api.row)),
         Route("/v1/{rest:path}", endpoint(api.nothing)),
     ]
-    app = Starlette(routes=routes, exception_handlers={HTTPException: refused}, lifespan=lifespan)
+    app = Starlette(routes=routes, exception_handlers={HTTPException: refused, Exception: crashed}, lifespan=lifespan)
     app.router.redirect_slashes = False
     return app
 
