@@ -36,7 +36,7 @@ $(VENV)/installed: requirements/dev.txt pyproject.toml
 	@$(call timed,upwell itself,$(PIP) install --no-deps --no-build-isolation --editable .)
 	@touch $@
 
-parts: setup ## fetch what the lab runs: PostgreSQL, Kinesalite, DynamoDB Local
+parts: setup ## fetch what the lab and the tests run: PostgreSQL, Kinesalite, DynamoDB Local, ministack
 	@$(call timed,lab parts,$(BIN)/python -m lab fetch)
 
 demo: setup ## watch a change travel from a database to AWS and back, all on this machine (ARGS=...)

@@ -53,6 +53,7 @@ def _inventory() -> str:
         "HAProxy": find.haproxy(),
         "Kinesalite": find.kinesalite().parent,
         "DynamoDB Local": find.dynamodb_local(),
+        "ministack": find.ministack().parents[1],
     }
     return "\n".join(f"{name:15} {place}" for name, place in parts.items())
 

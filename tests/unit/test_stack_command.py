@@ -14,7 +14,7 @@ import yaml
 
 from tests.fake_aws import fake_service, ok, refused
 from tests.stack_plans import CONTROL, JWT, PACKAGE, items, stream, stream_to_items, templates
-from upwell.app import cli
+from upwell.app import build_api, cli
 from upwell.app.secret_store import from_secrets_manager
 from upwell.app.stack import Stack, stack
 from upwell.app.stacks import guide, package, publisher_access, relational, serverless
@@ -157,6 +157,11 @@ def test_the_subscriber_is_told_nothing_of_the_api(folder: Path) -> None:
         assert "sslmode=verify-full" in told["subscriber"]["target"]
         assert b"elsewhere" not in beside[file]
         assert b"[id, no]" in beside[file] or not api  # `no` is a column, and stays one
+    fleet = {"UPWELL_DATABASE_USER": "r", "UPWELL_DATABASE_HOST": "ro.example", "UPWELL_CODE": "/opt/upwell"}
+    (folder / "upwell.yaml").write_bytes(beside["upwell.yaml"])
+    there = load(folder / "upwell.yaml", fleet, secret=lambda name: f"{name}-{'x' * 32}")
+    assert there.api().cursor_key.get_secret_value().startswith("upwell/shop/cursor-key-")
+    assert build_api.store(there) == "postgresql"
     role = {"UPWELL_DATABASE_USER": "u", "UPWELL_DATABASE_HOST": "h.example", "UPWELL_CODE": "/var/task"}
     (folder / "subscriber.yaml").write_bytes(beside["subscriber.yaml"])
     target = load(folder / "subscriber.yaml", role).subscriber().target.get_secret_value()

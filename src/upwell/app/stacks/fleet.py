@@ -19,10 +19,12 @@ _IMAGE: Final = "/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-
 _START: Final = """\
 #!/bin/bash
 set -euo pipefail
-dnf install --assumeyes --quiet python3.13 amazon-cloudwatch-agent
-aws s3 cp --only-show-errors "s3://${CodeBucket}/%(code_key)s" /tmp/function.zip
+dnf install --assumeyes --quiet python3.13 amazon-cloudwatch-agent logrotate
+aws s3 cp --region ${AWS::Region} --only-show-errors "s3://${CodeBucket}/%(code_key)s" /tmp/function.zip
 mkdir -p /opt/upwell
 python3.13 -m zipfile -e /tmp/function.zip /opt/upwell
+python3.13 -m compileall -qq /opt/upwell || true
+useradd --system --no-create-home --shell /sbin/nologin upwell
 cat > /etc/systemd/system/upwell-api.service <<'UNIT'
 [Unit]
 Description=The read API of upwell
@@ -33,7 +35,7 @@ Wants=network-online.target
 ExecStart=/usr/bin/python3.13 -m upwell api --host 0.0.0.0 --port %(port)s --log-format json
 WorkingDirectory=/opt/upwell
 %(environment)s
-DynamicUser=yes
+User=upwell
 LogsDirectory=upwell
 StandardOutput=append:/var/log/upwell/api.log
 StandardError=append:/var/log/upwell/api.log
@@ -54,20 +56,22 @@ CapabilityBoundingSet=
 WantedBy=multi-user.target
 UNIT
 cat > /etc/logrotate.d/upwell <<'ROTATE'
-/var/log/upwell/*.log /var/log/private/upwell/*.log {
+/var/log/upwell/*.log {
   size 50M
   rotate 3
   copytruncate
   missingok
 }
 ROTATE
-cat > /opt/aws/amazon-cloudwatch-agent/etc/amazon-cloudwatch-agent.json <<'AGENT'
+cat > /opt/upwell/agent.json <<'AGENT'
 {"logs": {"logs_collected": {"files": {"collect_list": [
   {"file_path": "/var/log/upwell/api.log", "log_group_name": "${FleetLog}", "log_stream_name": "{instance_id}"}
 ]}}}}
 AGENT
 systemctl daemon-reload
-systemctl enable --now upwell-api amazon-cloudwatch-agent
+systemctl enable --now upwell-api
+cd /opt/aws/amazon-cloudwatch-agent/bin
+./amazon-cloudwatch-agent-ctl -a fetch-config -m ec2 -s -c file:/opt/upwell/agent.json
 """
 
 
@@ -247,7 +251,7 @@ def _group(t: Template) -> None:
             },
             "TargetGroupARNs": [ref("Targets")],
             "HealthCheckType": "ELB",
-            "HealthCheckGracePeriod": 180,
+            "HealthCheckGracePeriod": 300,
         },
         after=["Listener", *(["DatabaseA"] if "DatabaseA" in t.resources else [])],
         # A new version takes the place of the old one, one instance after the other.
