@@ -21,6 +21,7 @@ BENCHES = (
     "kinesis_sink",
     "dynamodb_sink",
     "read_api",
+    "subscriber_lambda",
     "standins",
 )
 

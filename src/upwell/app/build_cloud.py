@@ -153,11 +153,10 @@ def tokens(pipeline: Pipeline) -> Callable[[str, str, str], str]:
     return DatabaseTokens(None if kinesis is None else kinesis.region, proxy=proxy, ca_bundle=ca_bundle).token
 
 
-def lanes(pipeline: Pipeline, clock: Clock) -> DynamoDbLanes:
-    """What is known of lanes beside items; connects to nothing yet."""
-    settings = pipeline.subscriber()
-    service = beside_the_stream(pipeline)
-    return DynamoDbLanes(service, clock, prefix(pipeline), create_tables=settings.create_tables)
+def lanes(pipeline: Pipeline, clock: Clock, service: AwsService | None = None) -> DynamoDbLanes:
+    """What is known of lanes beside items; connects to nothing yet. `service`: DynamoDB, where it is shared."""
+    there = service or beside_the_stream(pipeline)
+    return DynamoDbLanes(there, clock, prefix(pipeline), create_tables=pipeline.subscriber().create_tables)
 
 
 def prefix(pipeline: Pipeline) -> str:
@@ -165,7 +164,9 @@ def prefix(pipeline: Pipeline) -> str:
     return pipeline.subscriber().target.get_secret_value().removeprefix("dynamodb://")
 
 
-def item_sink(pipeline: Pipeline, clock: Clock, taking: DynamoDbLanes | None = None) -> DynamoDbSink:
+def item_sink(
+    pipeline: Pipeline, clock: Clock, service: AwsService | None = None, taking: DynamoDbLanes | None = None
+) -> DynamoDbSink:
     """Where the subscriber writes items. `taking`: where it takes names for tables; else it may only be asked."""
 
     def take_name(name: str, table: str) -> None:
@@ -173,7 +174,7 @@ def item_sink(pipeline: Pipeline, clock: Clock, taking: DynamoDbLanes | None = N
             taking.take_name(pipeline.name, name, table)
 
     return DynamoDbSink(
-        beside_the_stream(pipeline),
+        service or beside_the_stream(pipeline),
         clock,
         table_prefix=prefix(pipeline),
         templates=templates(pipeline),
@@ -215,10 +216,10 @@ def applying(
         if large is not None:
             closing_up.callback(large.close)
         if pipeline.subscriber().kind == "dynamodb":
-            known = lanes(pipeline, clock)
-            closing_up.callback(known.close)
-            sink = item_sink(pipeline, clock, known)
-            closing_up.callback(sink.close)
+            service = beside_the_stream(pipeline)  # one for both: to make one takes a function's start a while
+            closing_up.callback(service.close)
+            known = lanes(pipeline, clock, service)
+            sink = item_sink(pipeline, clock, service, known)
             yield Applying(ItemApplier(pipeline.name, sink, known, clock, rng, large, sweep_s), known, known, repairs)
         else:
             to = relational(pipeline, connections_max)
