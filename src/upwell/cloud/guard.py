@@ -17,6 +17,8 @@ log = logging.getLogger("upwell.api")
 
 URL_BYTES_MAX: Final = 16 * 1024
 HEADER_BYTES_MAX: Final = 16 * 1024
+# Answered however many wait: a process that has much to do is not to be replaced.
+HEALTH: Final = "/healthz"
 # More requests than that at the same time wait longer than their callers do.
 REQUESTS_MAX: Final = 256
 _ALWAYS: Final = (
@@ -54,7 +56,8 @@ class Guard:
 
         self._running += 1
         try:
-            refused = _refusal(scope) if self._running <= REQUESTS_MAX else _TOO_MANY
+            crowded = self._running > REQUESTS_MAX and scope["path"] != HEALTH
+            refused = _TOO_MANY if crowded else _refusal(scope)
             if refused is not None:
                 await _send(refused.answer(), sent)
             else:

@@ -22,7 +22,7 @@ from upwell.cloud.age import Age
 from upwell.cloud.answers import JSON, Answer, Problem, json_answer
 from upwell.cloud.authorization import Authorizer, Caller
 from upwell.cloud.cursors import CURSOR_S, Cursors
-from upwell.cloud.guard import CRASHED, Guard
+from upwell.cloud.guard import CRASHED, HEALTH, Guard
 from upwell.cloud.openapi import CURSOR_CHARS_MAX, CURSOR_PATTERN, description
 from upwell.cloud.throttle import Throttle
 from upwell.errors import OperatorError, TransientError, UpwellError
@@ -349,7 +349,7 @@ def _routes(api: ReadApi, reader: Reader) -> Starlette:
         reader.close()
 
     routes = [
-        Route("/healthz", health),
+        Route(HEALTH, health),
         Route("/openapi.json", endpoint(api.description)),
         Route("/v1/_freshness", endpoint(api.freshness)),
         Route("/v1/{table}", endpoint(api.rows)),
