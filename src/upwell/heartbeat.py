@@ -26,7 +26,8 @@ HEARTBEAT: Final = TableSchema(
         Column("beat", "bigint", Kind.INT),  # no more than a number whose key lies in the lane that is meant
         Column("beats", "bigint", Kind.INT),  # how many rows, all with this number here, make a whole
         Column("as_of", "timestamptz", Kind.TIMESTAMPTZ),
-        Column("resyncing", "text", Kind.TEXT),  # JSON list of the source's tables whose rows may not all be there
+        # JSON list of the source's tables whose rows may not all be there; null: a resync begins, of which more to come
+        Column("resyncing", "text", Kind.TEXT),
         Column("oldest_resync", "bigint", Kind.INT),  # of the tables' newest resyncs, begun or ended; 0: there was none
         Column("newest_resync", "bigint", Kind.INT),
     ),
@@ -61,6 +62,24 @@ def heartbeat(pipeline: str, lanes: int, version: Version, beat: Beat, *, every_
         )
         for number in numbers
     ]
+
+
+def withdrawal(pipeline: str, lanes: int, version: Version, time: str) -> list[ChangeEvent]:
+    """Before a resync opens, in each lane: what the last heartbeat said of tables there is no longer known to be true.
+
+    The resync may put an end to an earlier one, which will then never remove what is too much.
+    """
+    return [
+        ChangeEvent(_WITHDRAWAL, UPSERT, version, time, _key(pipeline, number), _withdrawn(pipeline, number), "read")
+        for number in _numbers(pipeline, lanes)
+    ]
+
+
+_WITHDRAWAL: Final = HEARTBEAT.without(frozenset({"beats", "as_of", "oldest_resync", "newest_resync"}))
+
+
+def _withdrawn(pipeline: str, number: int) -> bytes:
+    return orjson.dumps([pipeline, number, "null"])
 
 
 @cache
@@ -102,16 +121,18 @@ def freshness(rows: Sequence[Mapping[str, Any]]) -> Freshness | None:
     if len(whole) < beats:
         return None
     as_of = min(str(row["as_of"]) for row in whole)
-    if len({row["newest_resync"] for row in whole}) > 1:
-        # Some lanes have yet to come through a resync that others have behind them, of we don't know which tables. It
-        # may have put an end to an earlier one, whose removals it will make up for.
+    resyncing = [orjson.loads(row["resyncing"]) for row in whole]
+    if None in resyncing or len({row["newest_resync"] for row in whole}) > 1:
+        # Some lanes have yet to come through a resync that others have come upon, of we don't know which tables.
         return Freshness(as_of, None)
-    return Freshness(as_of, frozenset(table for row in whole for table in orjson.loads(row["resyncing"])))
+    return Freshness(as_of, frozenset(table for tables in resyncing for table in tables))
 
 
-def vouches(row: Sequence[Value], damaged: int) -> bool:
+def vouches(schema: TableSchema, row: Sequence[Value], damaged: int) -> bool:
     """Whether what a heartbeat row says is true in a lane that may have lost records of the epochs up to `damaged`:
-    only once every table has begun to be read anew since.
+    only once every table has begun to be read anew since. What withdraws is always true.
     """
+    if schema.partial:
+        return True
     oldest_resync = row[-2]
     return not damaged or (isinstance(oldest_resync, int) and oldest_resync > damaged)

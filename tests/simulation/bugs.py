@@ -633,7 +633,7 @@ def heartbeat_before_durable() -> Patch:
 @bug
 def heartbeat_despite_hole() -> Patch:
     """A heartbeat counts in a lane of which records are missing."""
-    return instead(applier, "vouches", lambda row, damaged: True)
+    return instead(applier, "vouches", lambda schema, row, damaged: True)
 
 
 @bug
@@ -644,3 +644,9 @@ def heartbeat_across_resyncs() -> Patch:
         return lambda rows: original([{**row, "newest_resync": 0} for row in rows])
 
     return around(checks, "freshness", believing)
+
+
+@bug
+def opening_withdraws_nothing() -> Patch:
+    """A resync begins, and puts an end to another one, while the heartbeat before it still says that all is there."""
+    return instead(Heartbeats, "withdrawal", lambda self, frontier: [])

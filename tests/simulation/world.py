@@ -169,7 +169,7 @@ class World:
         """The faults end, everything that is under way arrives, and every lane has something to say."""
         self.note("CALM")
         self.dice.calm = True
-        self.often |= {"background": 2, "errands": 0.5}
+        self.often |= {"background": 2, "errands": 0.5, "subscribers": 5}
         self.database.settle()
         self.processes = self.processes[-1:]
         self._until_quiet()

@@ -111,11 +111,17 @@ def plan(records: Iterable[Record], states: dict[int, LaneState]) -> Plan:
                 result.skipped += 1
                 if now > seen and unpack_version(item.version)[2] == HIGHEST_ORDINAL:
                     _lose(result, state, record, _overtaken(record))
-            elif item.schema.table == HEARTBEAT_TABLE and not vouches(item.values, state.resyncs.get(DAMAGED, 0)):
-                state.version = item.version  # something of this lane is missing still: the data stays as old as it was
+            elif _is_too_early(state, item):
+                state.version = item.version
             else:
                 _take(result, state, item)
     return result
+
+
+def _is_too_early(state: LaneState, event: ReceivedEvent) -> bool:
+    """A heartbeat, while something of its lane is missing: the data stays as old as it was."""
+    damaged = state.resyncs.get(DAMAGED, 0)
+    return event.schema.table == HEARTBEAT_TABLE and not vouches(event.schema, event.values, damaged)
 
 
 def _lose(result: Plan, state: LaneState, record: Record, sentence: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from upwell.clock import iso_time
-from upwell.heartbeat import Beat, heartbeat
+from upwell.heartbeat import Beat, heartbeat, withdrawal
 from upwell.model import HIGHEST_ORDINAL, ChangeEvent, TablePhase, pack_version
 from upwell.pipeline.progress import Progress
 from upwell.ports import Clock
@@ -42,7 +42,13 @@ class Heartbeats:
 
     def forget(self) -> None:
         """The source's clock may have begun anew: what was asked can't be compared any more."""
-        self._asked = None
+        self._asked = self._told = None
+
+    def withdrawal(self, frontier: Progress) -> list[ChangeEvent]:
+        """What must go before the markers that open resyncs."""
+        # Older than all else of the epoch: a publisher before this one may have come further in it.
+        version, now = pack_version(frontier.epoch, 0, 0), iso_time(self._clock.now())
+        return withdrawal(self._pipeline, self._lanes, version, now) if self._every_lane else []
 
     def due(self, head: Callable[[], int], frontier: Progress, done: Progress | None) -> list[ChangeEvent]:
         """What is to be offered now, as the next thing; nothing most of the time.

@@ -464,7 +464,8 @@ class Publisher:
                 items.extend(self._markers(self._frontier.schemas[name], table.resync, "open"))
                 tables[name] = replace(table, opened=True)
         if items:
-            self._offer(items, tables=tables)
+            withdrawn = [] if self._heartbeats is None else self._heartbeats.withdrawal(self._frontier)
+            self._offer([*withdrawn, *items], tables=tables)
 
     def _snapshot(self) -> None:
         """Read the next chunk of the first table that needs one, and send it when its time has come."""
