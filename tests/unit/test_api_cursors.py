@@ -1,5 +1,6 @@
 """Cursors, throttling, the age of the data."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -123,7 +124,7 @@ class Beats:
     def heartbeats(self, pipeline: str) -> Sequence[Mapping[str, Any]]:
         self.asked += 1
         if self.away:
-            raise TransientError("away")
+            raise TransientError("away", code="UW-AP-010")
         return self.rows
 
     def get(self, schema: TableSchema, key: Sequence[Value], tenant: tuple[str, str] | None) -> list[Value] | None:
@@ -140,8 +141,11 @@ def beat(as_of: str, resyncing: str = "[]") -> dict[str, Any]:
     return {"beats": 1, "as_of": as_of, "resyncing": resyncing, "oldest_resync": 1, "newest_resync": 1}
 
 
-def test_the_age_is_read_about_once_a_second_and_outlives_a_trouble() -> None:
+def test_the_age_is_read_about_once_a_second_and_outlives_a_trouble(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock, reader = FakeClock(), Beats()
+    monkeypatch.setattr(logging.getLogger("upwell"), "propagate", True)
     age = Age(reader, "shop", clock)
     assert age.told(TABLES)["age_s"] is None
     assert age.told(TABLES)["tables"]["orders"] == {"as_of": None, "complete": None}
@@ -155,5 +159,8 @@ def test_the_age_is_read_about_once_a_second_and_outlives_a_trouble() -> None:
     reader.away = True
     clock.at += 60
     assert age.told(TABLES)["age_s"] == 71.1
-    clock.at -= 1000
+    clock.at += 60
+    assert age.told(TABLES)["age_s"] == 131.1
+    assert [record.getMessage() for record in caplog.records] == ["how old the data is can't be read: away"]
+    clock.at -= 2000
     assert age.told(TABLES)["age_s"] == 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -11,6 +12,8 @@ from upwell.errors import UpwellError
 from upwell.exposure import ExposedTable
 from upwell.heartbeat import Freshness, freshness
 from upwell.ports import Clock, Reader
+
+log = logging.getLogger("upwell.api")
 
 LOOK_EVERY_S: Final = 1.0
 LOOK_AGAIN_S: Final = 5.0  # where the database did not answer: each try may take as long as a request
@@ -26,6 +29,7 @@ class Age:
         self._lock = threading.Lock()
         self._seen: Freshness | None = None
         self._due_at = float("-inf")
+        self._told = ""  # the code of the trouble that is in the log
 
     def last(self) -> Freshness | None:
         """What is known; None: nothing. To be asked before the data is read: then it is true of that."""
@@ -33,13 +37,19 @@ class Age:
             pause_s = LOOK_AGAIN_S
             try:
                 self._seen = freshness(self._reader.heartbeats(self._pipeline))
-                pause_s = LOOK_EVERY_S
-            except UpwellError:
-                pass  # what was seen stays true: data does not become older than it was
+                pause_s, self._told = LOOK_EVERY_S, ""
+            except UpwellError as error:  # what was seen stays true: data does not become older than it was
+                self._tell(error)
             finally:
                 self._due_at = self._clock.monotonic() + pause_s
                 self._lock.release()
         return self._seen
+
+    def _tell(self, error: UpwellError) -> None:
+        if error.code != self._told:
+            self._told = error.code
+            extra = {"code": error.code, "remedy": error.remedy}
+            log.warning("how old the data is can't be read: %s", error.message, extra=extra)
 
     def of(self, table: ExposedTable) -> str | None:
         """All that the source's table held at this time is there; None: not known, or not so."""
