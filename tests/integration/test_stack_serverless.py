@@ -7,7 +7,6 @@ ministack run in its own Python, and take them from the environment of the tests
 import http.client
 import json
 import os
-import sqlite3
 import subprocess
 import sys
 import sysconfig
@@ -26,8 +25,9 @@ from botocore.credentials import Credentials
 
 from lab.ministack import ACCOUNT, Ministack
 from lab.part import LOOPBACK
-from lab.parts import REGION
+from lab.parts import REGION, PostgresServer
 from tests.identity_provider import AUDIENCE, ISSUER, IdentityProvider
+from tests.sqlserver_databases import connect, fresh_database
 from tests.stack_deployed import Deployed, put_code
 from upwell.app.stack import stack
 from upwell.app.stacks import package
@@ -35,7 +35,7 @@ from upwell.app.stacks import package
 UPWELL = Path(sys.executable).with_name("upwell")
 CONFIG = """
 pipeline: {name}
-source: {{url: "sqlite:///shop.db"}}
+source: {{url: "{url}"}}
 destination:
   dynamodb: {{table_prefix: "{name}-", region: {region}, create_tables: false}}
 api:
@@ -43,13 +43,17 @@ api:
   authorization: {authorization}
   tables:
     users:
-      table: main.users
+      table: users
       columns: [id, full_name, country]
       tenant: tenant
       indexes: {{by-country: {{partition_key: country, sort_key: full_name}}}}
 tables: {{users: {{}}, notes: {{}}}}
 """
-ROWS = [(1, "Ada", "GB", "a"), (2, "Bob", "DE", "a"), (3, "Eve", "DE", "b")]
+TABLES = (
+    "CREATE TABLE users (id int NOT NULL PRIMARY KEY, full_name varchar(20), country varchar(2), tenant varchar(9))",
+    "CREATE TABLE notes (id int NOT NULL PRIMARY KEY, text varchar(20))",
+)
+ROWS = ("(1, 'Ada', 'GB', 'a')", "(2, 'Bob', 'DE', 'a')", "(3, 'Eve', 'DE', 'b')")
 
 
 @dataclass
@@ -66,16 +70,13 @@ class Answer:
 class Shop:
     """A pipeline whose cloud side is deployed, with what it has published."""
 
-    def __init__(self, aws: Ministack, folder: Path, authorization: Mapping[str, Any]) -> None:
+    def __init__(self, aws: Ministack, folder: Path, url: str, authorization: Mapping[str, Any]) -> None:
+        """`url`: of the database, where the tables are already."""
         self.aws, self.folder, self.name = aws, folder, f"t{uuid.uuid4().hex[:8]}"
-        with sqlite3.connect(folder / "shop.db") as database:
-            database.execute("CREATE TABLE users (id INTEGER PRIMARY KEY, full_name TEXT, country TEXT, tenant TEXT)")
-            database.execute("CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT)")
-            database.executemany("INSERT INTO users VALUES (?, ?, ?, ?)", ROWS)
-        database.close()
-        text = CONFIG.format(name=self.name, region=REGION, authorization=json.dumps(authorization))
+        text = CONFIG.format(name=self.name, url=url, region=REGION, authorization=json.dumps(authorization))
         self.file = folder / "upwell.yaml"
         self.file.write_text(text, encoding="utf-8")
+        self.run("track")
         self.run("api", "--learn", UPWELL_CURSOR_KEY="x" * 32)
         self.serverless = self._deployed()
         user = aws.client("iam").create_user(UserName=self.name)["User"]
@@ -154,6 +155,24 @@ class Shop:
         return dict(request.headers.items())
 
 
+@pytest.fixture
+def postgres(postgres_cluster: PostgresServer, database: str) -> str:
+    """The URL of a database with the shop's tables."""
+    with postgres_cluster.connect(database) as connection:
+        for statement in (*TABLES, *(f"INSERT INTO users VALUES {row}" for row in ROWS)):
+            connection.execute(statement)
+    return postgres_cluster.url(database)
+
+
+@pytest.fixture
+def sql_server(sqlserver: str) -> Iterator[str]:
+    """The same of SQL Server, or of what stands in for it."""
+    with fresh_database(sqlserver) as url, connect(url) as session:
+        for statement in (*TABLES, *(f"INSERT INTO users VALUES {row}" for row in ROWS)):
+            session.run(statement)
+        yield url
+
+
 @pytest.fixture(scope="module")
 def provider() -> Iterator[tuple[IdentityProvider, str]]:
     """An identity provider, and where it publishes its keys."""
@@ -180,12 +199,11 @@ def provider() -> Iterator[tuple[IdentityProvider, str]]:
 
 
 def test_what_was_published_is_read_by_those_who_may(
-    ministack: Ministack, provider: tuple[IdentityProvider, str], tmp_path: Path
+    ministack: Ministack, postgres: str, provider: tuple[IdentityProvider, str], tmp_path: Path
 ) -> None:
     who, keys = provider
     jwt = {"issuer": ISSUER, "audience": AUDIENCE, "jwks_url": keys, "tenant_claim": "tenant"}
-    shop = Shop(ministack, tmp_path, {"jwt": jwt})
-    shop.as_publisher("track")
+    shop = Shop(ministack, tmp_path, postgres, {"jwt": jwt})
     assert "PutItem is allowed" in shop.as_publisher("doctor")
     shop.as_publisher("publish", "--once")
 
@@ -196,7 +214,13 @@ def test_what_was_published_is_read_by_those_who_may(
     assert shop.ask("/v1/users/1", {**ada, "If-None-Match": got.headers["etag"]}).status == 304
     found = shop.ask("/v1/users?index=by-country&country=DE", ada)
     assert [row["id"] for row in found.json["items"]] == [2]
-    assert shop.ask("/v1/_freshness", ada).json["tables"]["users"]["complete"] is True
+    # The publisher has ended: the API answers all the same, and says how old the data are.
+    fresh = shop.ask("/v1/_freshness", ada).json
+    assert fresh["tables"]["users"]["complete"] is True
+    assert fresh["age_s"] > 0
+    later = shop.ask("/v1/_freshness", ada).json
+    assert later["as_of"] == fresh["as_of"]
+    assert later["age_s"] > fresh["age_s"]
     assert shop.ask("/openapi.json", ada).status == 200
     assert shop.ask("/healthz").status == 200  # of nobody, by nobody
 
@@ -217,11 +241,10 @@ def test_what_was_published_is_read_by_those_who_may(
     assert shop.ask("/v1/users/1", ada, "DELETE").status in (403, 404, 405)
 
 
-def test_callers_with_aws_credentials(ministack: Ministack, tmp_path: Path) -> None:
+def test_callers_with_aws_credentials(ministack: Ministack, sql_server: str, tmp_path: Path) -> None:
     name = f"c{uuid.uuid4().hex[:8]}"
     caller = ministack.client("iam").create_user(UserName=name)["User"]
-    shop = Shop(ministack, tmp_path, {"iam": {"tenants": {caller["Arn"]: "b"}}})
-    shop.as_publisher("track")
+    shop = Shop(ministack, tmp_path, sql_server, {"iam": {"tenants": {caller["Arn"]: "b"}}})
     shop.as_publisher("publish", "--once")
     keys = ministack.client("iam").create_access_key(UserName=name)["AccessKey"]
     own = Credentials(keys["AccessKeyId"], keys["SecretAccessKey"])

@@ -251,6 +251,9 @@ def test_the_publisher_writes_its_tables_and_nothing_else(aws: Ministack, name: 
         "change rights": lambda: iam.create_user(UserName=f"{name}-mine"),
     }
     assert set(codes(may_not).values()) <= DENIED, codes(may_not)
+    # A table more in the configuration is one more that may be written, by an update in place.
+    stack.update(publisher_access.template(replace(plan, tables=(*plan.tables, other.tables[0]))))
+    assert codes({"write": may_not["write another pipeline's"]}) == {"write": "done"}
     for each in (stack, tables, others):
         each.delete()
 

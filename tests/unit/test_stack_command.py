@@ -114,6 +114,14 @@ def test_a_column_that_no_index_takes_is_refused(folder: Path) -> None:
         index_key(TableSchema("public.users", columns, ("id",), "postgresql"), "paid")
 
 
+def test_a_source_that_publishes_nothing_is_no_stack_without_tables(folder: Path) -> None:
+    nothing = re.sub(r"\ntables:\n(  .*\n)+", '\ntables: {"o*": {}}\n', CONFIG)
+    for text in (nothing, re.sub(r"api:\n(  .*\n)+", "", nothing), CONFIG.replace("table: users", "table: absent")):
+        with pytest.raises(ConfigError, match="does not publish") as refusal:
+            made(folder, "serverless", text)
+        assert refusal.value.code == "UW-CS-007"
+
+
 def test_the_wrong_stack_for_a_destination_is_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match="kinesis"):
         made(folder, "relational")

@@ -148,10 +148,24 @@ def _schemas(pipeline: Pipeline) -> list[TableSchema]:
 def _tables(pipeline: Pipeline, sink: DynamoDbSink) -> tuple[tuple[Table, ...], Table | None]:
     """Those of the source's tables, and the heartbeat's."""
     schemas, beats = _schemas(pipeline), [HEARTBEAT] if pipeline.config.api else []
+    _check_published(pipeline, schemas)
     sink.learn([*schemas, *beats])
     made = _merged(_table(pipeline, sink.form(schema), schema) for schema in schemas)
     form = sink.form(HEARTBEAT) if beats else None
     return made, None if form is None else Table(form.table, form.key_attributes, exposed=True)
+
+
+def _check_published(pipeline: Pipeline, schemas: Sequence[TableSchema]) -> None:
+    """Raises ConfigError where nothing is published, or not all that the API shows."""
+    missing = [each.table for each in _exposed(pipeline) if not any(_is(each.table, schema) for schema in schemas)]
+    if schemas and not missing:
+        return
+    what = f"{', '.join(missing)} of api.tables" if missing else "any of the configured tables"
+    raise ConfigError(
+        f"The source does not publish {what}.",
+        code="UW-CS-007",
+        remedy="upwell track makes it publish what `tables` names; upwell plan shows what that comes to.",
+    )
 
 
 def _table(pipeline: Pipeline, form: ItemForm, schema: TableSchema) -> Table:
