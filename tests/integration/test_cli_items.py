@@ -17,8 +17,12 @@ from lab.parts import REGION
 from tests.acceptance.commands import Commands, surroundings
 from tests.acceptance.compare import DynamoDbRows
 from tests.acceptance.pipelines import create_stream
+from upwell.app import build_cloud
+from upwell.clock import SystemClock
 from upwell.config import load
-from upwell.errors import ConfigError
+from upwell.errors import ConfigError, OperatorError
+from upwell.heartbeat import HEARTBEAT
+from upwell.model import Column, Kind, TableSchema
 
 KEYS = {"users": ["id"], "orders": ["pk", "sk"]}
 
@@ -136,6 +140,26 @@ def test_two_tables_never_share_one_of_dynamodb(shop: Shop) -> None:
     shop("subscribe", "--once", code=3)
     shop.configure(tables={"users": {}, "people": {"to": "users"}})
     shop("plan", code=2)
+
+
+def test_two_pipelines_share_a_prefix_but_no_table(shop: Shop) -> None:
+    """Heartbeats apart, which know whose they are."""
+    users = TableSchema("main.users", (Column("id", "INTEGER", Kind.INT),), ("id",), "sqlite")
+    clock = SystemClock()
+    for name in ("one", "two"):
+        shop.configure(pipeline=name)
+        pipeline = load(shop.file, {})
+        with (
+            closing(build_cloud.lanes(pipeline, clock)) as lanes,
+            closing(build_cloud.item_sink(pipeline, clock, taking=lanes)) as sink,
+        ):
+            lanes.check()
+            sink.prepare([HEARTBEAT])
+            if name == "one":
+                sink.prepare([users])
+            else:
+                with pytest.raises(OperatorError, match="already holds another table's rows"):
+                    sink.prepare([users])
 
 
 @pytest.mark.parametrize(

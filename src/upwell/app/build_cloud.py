@@ -15,6 +15,7 @@ from upwell.aws import AwsService, DatabaseTokens
 from upwell.claims import Claims
 from upwell.config import Pipeline
 from upwell.errors import ConfigError
+from upwell.heartbeat import HEARTBEAT_TABLE
 from upwell.items import KeyTemplates
 from upwell.model import DeadLetter, TableSchema
 from upwell.pipeline.applier import Applier
@@ -170,7 +171,7 @@ def item_sink(
     """Where the subscriber writes items. `taking`: where it takes names for tables; else it may only be asked."""
 
     def take_name(name: str, table: str) -> None:
-        if taking is not None:
+        if taking is not None and table != HEARTBEAT_TABLE:  # its rows say whose they are
             taking.take_name(pipeline.name, name, table)
 
     return DynamoDbSink(
