@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from upwell.app.stacks.cloudformation import Json, Template, arn, att, logical, ref, sub, trusts
+from upwell.app.stacks.cloudformation import Json, Template, arn, att, if_, logical, ref, sub, trusts
 from upwell.app.stacks.functions import alarm, log_group
 
 if TYPE_CHECKING:  # the authorizer, which has to start fast, takes `usage_identifier` from here
@@ -253,6 +253,8 @@ def _stage(t: Template, pipeline: str, deployment: str) -> None:
             "DeploymentId": ref(deployment),
             "StageName": STAGE,
             "Description": f"The read API of {pipeline}",
+            # Of no use but that the stage is made after the account's setting, without which it may not log.
+            "Variables": {"logging": if_("MakesGatewayLogRole", ref("GatewayAccount"), "kept")},
             "AccessLogSetting": {
                 "DestinationArn": arn("logs", "log-group:${ApiLog}"),
                 "Format": json.dumps(_LOGGED),
