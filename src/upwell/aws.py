@@ -81,7 +81,7 @@ class AwsService:
         ca_bundle: str | None = None,
         connections_max: int | None = None,
     ) -> None:
-        """`service`: kinesis, dynamodb or secretsmanager. What is None comes from the environment and AWS's configuration files;
+        """`service`: kinesis, dynamodb or secretsmanager. What is None comes from the environment and AWS's files;
         of `connections_max`, from what suits the service.
 
         Connects to nothing yet. Raises ConfigError, or OperatorError where no region is known.

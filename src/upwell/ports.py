@@ -344,7 +344,7 @@ class LaneStore(Protocol):
     def close_lane(self, pipeline: str, marker: Marker) -> Sweep | None:
         """All of the resync in this lane is durable; what that makes due. Closed again, it is closed.
 
-        A newer resync that has been opened meanwhile changes nothing: what is older than this one has to go in any case.
+        A newer resync that was opened meanwhile changes nothing: what is older than this one has to go in any case.
         """
 
     def swept(self, pipeline: str, marker: Marker, cursor: str | None) -> None:

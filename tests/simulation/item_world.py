@@ -21,7 +21,6 @@ from upwell.pipeline import item_applier
 from upwell.pipeline.incoming import Applied
 from upwell.pipeline.item_applier import ItemApplier
 
-
 # What this target and its subscribers have to stand more often than in other runs.
 OFTEN: Final = {"crash.subscriber": 0.03, "target.away": 0.03, "target.answer_lost": 0.05, "poison.refused": 0.15}
 
