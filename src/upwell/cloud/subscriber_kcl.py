@@ -154,6 +154,7 @@ def main() -> None:
     try:
         pipeline = configured(["destination", "subscriber"])
         with build_cloud.applying(pipeline, clock, rng, connections_max=1) as applying:
+            applying.target.check()
             spare_collector()
             KCLProcess(ShardProcessor(pipeline, applying, clock, rng), output_file=lines).run()
     except UpwellError as error:
