@@ -26,7 +26,7 @@ from upwell.model import (
     TableSchema,
     pack_version,
 )
-from upwell.pipeline.item_applier import SENDS_MAX, ItemApplier
+from upwell.pipeline.item_applier import SENDS_MAX, SENDS_S, ItemApplier
 
 T = TypeVar("T")
 COLUMNS = (Column("id", "int", Kind.INT), Column("n", "text", Kind.TEXT), Column("big", "text", Kind.TEXT))
@@ -62,8 +62,10 @@ class PatientClock(SimClock):
 
 
 class HastyClock(PatientClock):
+    step_s = 1.0
+
     def monotonic(self) -> float:
-        self.time += 1.0
+        self.time += self.step_s
         return self.time
 
 
@@ -204,6 +206,16 @@ def test_what_one_call_left_over_is_sent_again_alone() -> None:
     target.script._failures = SENDS_MAX - 1  # and only that one
     target.applier.apply([packed(0, 1, *(upsert(id_, 1, "a", "x") for id_ in range(1, 9)))])
     assert target.script.calls == once + 1
+
+
+def test_what_takes_long_is_not_tried_over_and_over() -> None:
+    target = Target()
+    target.applier._clock = clock = HastyClock()
+    target.script.fail_at = 3
+    clock.step_s = SENDS_S
+    with pytest.raises(TransientError):
+        target.applier.apply([packed(0, 1, upsert(1, 1, "a", "x"))])
+    assert target.script.calls == 4, "two sends"
 
 
 def test_a_sweep_that_takes_too_long_goes_on_with_the_next_batch() -> None:

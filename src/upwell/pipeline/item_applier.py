@@ -23,6 +23,7 @@ from upwell.ports import Clock, ItemSink, LaneStore, Parcel
 
 # What a call left over is sent again at once, so that one throttled item does not bring the whole batch again.
 SENDS_MAX: Final = 6
+SENDS_S: Final = 10.0  # an answer that does not come at all takes longer than that
 BACKOFF_FIRST_S: Final = 0.05
 BACKOFF_MAX_S: Final = 2.0
 
@@ -132,7 +133,7 @@ class ItemApplier:
     def _send(self, parcels: Sequence[Parcel]) -> None:
         """Until all is durable or refused. Raises TransientError where some of it goes wrong again and again."""
         left = [parcel for parcel in parcels if parcel.body]
-        sends = 0
+        sends, began = 0, self._clock.monotonic()
         while left:
             try:
                 answers = self._sink.send(left)
@@ -144,7 +145,7 @@ class ItemApplier:
                     return
                 left, failure = [parcel for parcel, _ in failed], failed[0][1]
             sends += 1
-            if sends == SENDS_MAX:
+            if sends == SENDS_MAX or self._clock.monotonic() - began > SENDS_S:
                 raise failure
             self._clock.sleep(self._rng.random() * min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2.0**sends))
 
