@@ -60,7 +60,8 @@ class Http:
 @contextmanager
 def served(app: Guard) -> Iterator[Http]:
     """uvicorn in a thread, as `upwell api` runs it."""
-    listening = socket.create_server((LOOPBACK, 0))
+    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listening.bind((LOOPBACK, 0))
     config = uvicorn.Config(app, http="h11", ws="none", log_config=None, access_log=False, server_header=False)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])), daemon=True)

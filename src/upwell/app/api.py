@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -103,13 +104,23 @@ def _server(app: ASGIApp, host: str, port: int) -> tuple[uvicorn.Server, socket.
         timeout_graceful_shutdown=STOP_S,
         h11_max_incomplete_event_size=REQUEST_BYTES_MAX,
     )
+    return uvicorn.Server(config), _listening(host, port, config.backlog)
+
+
+def _listening(host: str, port: int, backlog: int) -> socket.socket:
+    """TCP by name: only then does asyncio turn Nagle's algorithm off, which would hold each answer's body for 40 ms."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listening = socket.create_server((host, port), family=family, backlog=config.backlog)
+        if os.name == "posix":  # elsewhere it would mean that several may listen
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+        listening.listen(backlog)
     except OSError as error:
+        listening.close()
         raise OperatorError(
             f"{host}:{port} can't be listened on: {error.strerror or error}.",
             code="UW-AP-004",
             remedy="Choose another --port, or another --host of this machine.",
         ) from error
-    return uvicorn.Server(config), listening
+    return listening
