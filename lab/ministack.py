@@ -49,5 +49,7 @@ class Ministack(HttpPart):
             "AUTH": "true",
             "TMPDIR": str(self.folder),
         }
-        kept = {name: value for name, value in super()._environment().items() if not name.startswith("AWS_")}
+        # Its functions inherit what it has: nothing of ours.
+        ours = ("AWS_", "PYTHON", "UPWELL_")
+        kept = {name: value for name, value in super()._environment().items() if not name.startswith(ours)}
         return kept | own
