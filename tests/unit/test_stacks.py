@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -350,6 +351,13 @@ def test_only_the_holder_of_the_certificate_becomes_the_publisher() -> None:
     (profile,) = resources(TEMPLATES["publisher-stream"], "RolesAnywhere::Profile").values()
     assert profile["Properties"]["DurationSeconds"] == {"Ref": "SessionSeconds"}
     assert TEMPLATES["publisher-stream"]["Parameters"]["SessionSeconds"]["MaxValue"] == 3600
+
+
+def test_a_pipelines_name_may_have_dots(tmp_path: Path) -> None:
+    plan = replace(stream(JWT, control=CONTROL), pipeline="legacy.shop_1")
+    dotted = {"relational": relational.template(plan, PACKAGE), "publisher": publisher_access.template(plan)}
+    dotted["serverless"] = serverless.template(replace(items(KEYS), pipeline="legacy.shop_1"), PACKAGE)
+    assert not linted(tmp_path, dotted)
 
 
 def test_the_mapping_gives_up_no_record_before_the_stream_does() -> None:

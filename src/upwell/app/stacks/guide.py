@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 
 from upwell.app.stacks.blueprint import Blueprint
 from upwell.app.stacks.database import ADMIN, NAME, READER, SUBSCRIBER
+from upwell.app.stacks.functions import cursor_secret_name
 
 Kind = Literal["serverless", "relational", "publisher-access"]
 
@@ -210,6 +211,10 @@ def _what_stays(kind: Kind, plan: Blueprint) -> Sequence[str]:
         lines.append(f"  `aws dynamodb delete-table --table-name {table}`")
     if plan.api and kind == "serverless":
         lines.append("* the role by which API Gateway writes logs, which other APIs of the account may use")
+    if plan.api:
+        secret = cursor_secret_name(plan.pipeline)
+        lines += ["", f"The secret `{secret}` goes. Should a new deployment find it still waiting for its deletion:"]
+        lines += [f"`aws secretsmanager delete-secret --secret-id {secret} --force-delete-without-recovery`."]
     keep = [*(["StreamPlace=keep KeptStreamKeyArn=…"] if plan.stream else []), *(["Tables=keep"] if tables else [])]
     if keep:
         lines += ["", f"To deploy again beside what stayed: `--parameter-overrides … {' '.join(keep)}`."]

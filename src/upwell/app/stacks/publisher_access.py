@@ -16,11 +16,12 @@ def template(plan: Blueprint) -> Json:
     """The role, and the trust anchor and profile by which a certificate stands for it."""
     t = Template(f"upwell {plan.pipeline}: what its publisher may do", {TAG: plan.pipeline})
     _parameters(t, plan.pipeline)
+    name = f"upwell-{plan.pipeline.replace('.', '-')}"  # Roles Anywhere takes no dots
     t.add(
         "TrustAnchor",
         "RolesAnywhere::TrustAnchor",
         {
-            "Name": f"upwell-{plan.pipeline}",
+            "Name": name,
             "Enabled": True,
             "Source": {
                 "SourceType": "CERTIFICATE_BUNDLE",
@@ -43,7 +44,7 @@ def template(plan: Blueprint) -> Json:
         "Profile",
         "RolesAnywhere::Profile",
         {
-            "Name": f"upwell-{plan.pipeline}",
+            "Name": name,
             "Enabled": True,
             "DurationSeconds": ref("SessionSeconds"),
             "RoleArns": [att("Role", "Arn")],
