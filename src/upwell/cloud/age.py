@@ -33,17 +33,27 @@ class Age:
 
     def last(self) -> Freshness | None:
         """What is known; None: nothing. To be asked before the data is read: then it is true of that."""
-        if self._clock.monotonic() > self._due_at and self._lock.acquire(blocking=False):
-            pause_s = LOOK_AGAIN_S
+        first = self._due_at == float("-inf")  # then there is nothing to take from others
+        if self._is_due() and self._lock.acquire(blocking=first):
             try:
-                self._seen = freshness(self._reader.heartbeats(self._pipeline))
-                pause_s, self._told = LOOK_EVERY_S, ""
-            except UpwellError as error:  # what was seen stays true: data does not become older than it was
-                self._tell(error)
+                if self._is_due():
+                    self._look()
             finally:
-                self._due_at = self._clock.monotonic() + pause_s
                 self._lock.release()
         return self._seen
+
+    def _is_due(self) -> bool:
+        return self._clock.monotonic() > self._due_at
+
+    def _look(self) -> None:
+        pause_s = LOOK_AGAIN_S
+        try:
+            self._seen = freshness(self._reader.heartbeats(self._pipeline))
+            pause_s, self._told = LOOK_EVERY_S, ""
+        except UpwellError as error:  # what was seen stays true: data does not become older than it was
+            self._tell(error)
+        finally:
+            self._due_at = self._clock.monotonic() + pause_s
 
     def _tell(self, error: UpwellError) -> None:
         if error.code != self._told:
