@@ -180,6 +180,36 @@ def test_a_database_that_is_down_loses_nothing_and_makes_no_dead_letter(
             assert "UW-PT-026" in {line["Code"] for line in said(pipeline) if line["Retried"]}
 
 
+def test_a_function_that_runs_out_of_time_is_killed_in_the_middle_and_all_comes_again(
+    new_database: Callable[[], str], kinesis_endpoint: str, tmp_path: Path
+) -> None:
+    """Somebody holds a lock for longer than the function may run."""
+    source, target = new_database(), new_database()
+    for url in (source, target):
+        create_tables(url)
+    pipeline = through_kinesis(tmp_path, source_url=source, target_url=target, kinesis_endpoint=kinesis_endpoint)
+    settings = Settings(batch_size=20, timeout_s=10.0)
+    with closing(pipeline), explained(pipeline), mapped(pipeline, kinesis_endpoint, settings) as mapping:
+        pipeline.workload(1).fill(10, ledger_rows=20)
+        pipeline.run("track")
+        pipeline.once("publish")
+        pipeline.await_equal()
+        errors = mapping.errors
+        with psycopg.connect(target) as blocker:
+            blocker.execute("LOCK TABLE person, item, stock IN ACCESS EXCLUSIVE MODE")
+            for _ in range(20):
+                pipeline.workloads[0].transaction()
+            pipeline.once("publish")
+            deadline = time.monotonic() + 60
+            while mapping.errors < errors + 2:
+                assert time.monotonic() < deadline, "no function ran out of time"
+                time.sleep(0.1)
+        pipeline.await_equal(120)
+        pipeline.assert_no_dead_letters()
+        pipeline.assert_no_holes()
+        assert not mapping.on_failure
+
+
 def reshard(endpoint: str, stream: str) -> None:
     """A shard is split, and then two neighbours are merged."""
     client = kinesis_client(endpoint)

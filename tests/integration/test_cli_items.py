@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 import pytest
 
+from lab.faults import FaultProxy
 from lab.parts import REGION
 from tests.acceptance.commands import Commands, surroundings
 from tests.acceptance.compare import DynamoDbRows
@@ -128,6 +129,24 @@ def test_status_and_dead_letters(shop: Shop) -> None:
     shop.through()
     assert shop.items.rows("users")[2,]["big"] == "small"
     assert json.loads(shop("dead-letters", "list", "--json")) == []
+
+
+def test_records_that_are_lost_are_missed_and_read_again(shop: Shop, kinesis_endpoint: str) -> None:
+    """Here the publisher is on the same machine: it is asked through its state file."""
+    shop.through()
+    with FaultProxy(kinesis_endpoint) as wire:
+        shop.configuration["destination"]["kinesis"]["endpoint_url"] = wire.url
+        shop.configure()
+        wire.faults.then("record_deleted", "PutRecords")
+        shop.sql("UPDATE users SET name = 'lost'")
+        shop("publish", "--once")
+        assert wire.done["record_deleted"]
+        shop.sql("UPDATE users SET big = 'next'")
+        shop.through()
+        assert json.loads(shop("status", "--json"))["subscriber"]["holes"], "it knows that something is missing"
+        shop.through()
+    assert {row["name"] for row in shop.items.rows("users").values()} == {"lost"}
+    assert json.loads(shop("status", "--json"))["subscriber"]["holes"] == []
 
 
 def test_two_tables_never_share_one_of_dynamodb(shop: Shop) -> None:
