@@ -26,6 +26,7 @@ LANES: Final = "upwell_lanes"
 DEAD_LETTERS: Final = "upwell_dead_letters"
 KEY: Final = (KeyAttribute("id", "S"),)
 LETTER_KEY: Final = (KeyAttribute("id", "N"),)
+_EXPIRING: Final = {KEY: TTL}  # what is done with goes by itself; dead letters stay until a person drops them
 # An item holds 400 KB; a letter's key and reason are for a person to look at.
 PAYLOAD_BYTES_MAX: Final = 256 * 1024
 TEXT_CHARS_MAX: Final = 16 * 1024
@@ -49,13 +50,14 @@ class DynamoDbLanes:
     def check(self) -> None:
         """The tables are there, or are made. Raises OperatorError or TransientError."""
         for table, key in self._keys.items():
-            ttl = TTL if key is KEY else None
+            ttl = _EXPIRING.get(key)
             ensure_table(self._service, self._clock, table, key, create=self._create_tables, ttl_attribute=ttl)
 
     def findings(self) -> Iterator[Finding]:
         """What `doctor` says about the tables; changes nothing."""
         for table, key in self._keys.items():
-            yield from table_findings(self._service, table, key, create=self._create_tables, ttl_attribute=None)
+            ttl = _EXPIRING.get(key)
+            yield from table_findings(self._service, table, key, create=self._create_tables, ttl_attribute=ttl)
 
     # ---- lanes ----
 
