@@ -19,6 +19,7 @@ from upwell.app.secret_store import from_secrets_manager
 from upwell.app.stack import Stack, stack
 from upwell.app.stacks import guide, package, publisher_access, relational, serverless
 from upwell.app.stacks.blueprint import Blueprint, Index, index_key
+from upwell.app.stacks.cloudformation import policy_bytes
 from upwell.app.stacks.estimate import HOURS, SECONDS, Load, Prices, estimate, price_list
 from upwell.config import load
 from upwell.errors import ConfigError, UpwellError
@@ -120,6 +121,20 @@ def test_a_source_that_publishes_nothing_is_no_stack_without_tables(folder: Path
         with pytest.raises(ConfigError, match="does not publish") as refusal:
             made(folder, "serverless", text)
         assert refusal.value.code == "UW-CS-007"
+
+
+def test_more_tables_than_a_policy_can_name_are_refused_here_and_not_by_aws(folder: Path) -> None:
+    with sqlite3.connect(folder / "shop.db") as database:
+        for number in range(250):
+            database.execute(f"CREATE TABLE table_with_a_rather_long_name_{number} (id INTEGER PRIMARY KEY)")
+    database.close()
+    many = made(folder, "publisher-access", CONFIG + '  "*": {}\n')
+    with pytest.raises(ConfigError, match="IAM takes 10,240") as refusal:
+        many.template()
+    assert refusal.value.code == "UW-CS-008"
+    few = dataclasses.replace(many, plan=dataclasses.replace(many.plan, tables=many.plan.tables[:80]))
+    (role,) = (each for each in few.template()["Resources"].values() if each["Type"] == "AWS::IAM::Role")
+    assert 5_000 < policy_bytes(role["Properties"]["Policies"]) < 10_240
 
 
 def test_the_wrong_stack_for_a_destination_is_refused(folder: Path) -> None:

@@ -12,7 +12,7 @@ import click
 
 from upwell.app.stacks import guide, package, publisher_access, relational, serverless
 from upwell.app.stacks.blueprint import Blueprint, of_stream, of_stream_to_tables, of_tables
-from upwell.app.stacks.cloudformation import as_yaml
+from upwell.app.stacks.cloudformation import POLICY_BYTES_MAX, as_yaml, policy_bytes
 from upwell.app.stacks.database import NAME
 from upwell.app.stacks.estimate import Load, estimate, price_list
 from upwell.app.stacks.functions import CONFIG, SUBSCRIBER_CONFIG, cursor_secret_name
@@ -44,9 +44,9 @@ class Stack:
     def template(self, package_name: str = "function.zip") -> dict[str, Any]:
         """The template, for a package that lies under this key."""
         if self.kind == "publisher-access":
-            return publisher_access.template(self.plan)
+            return _checked(publisher_access.template(self.plan))
         template = serverless.template if self.kind == "serverless" else relational.template
-        return template(self.plan, package_name)
+        return _checked(template(self.plan, package_name))
 
     def text(self) -> str:
         """The template as YAML."""
@@ -119,6 +119,19 @@ def stack(kind: Kind, file: Path, environ: Mapping[str, str] = os.environ) -> St
             remedy="Use jwt or api_keys.",
         )
     return Stack(kind, pipeline, _plan(kind, pipeline))
+
+
+def _checked(template: dict[str, Any]) -> dict[str, Any]:
+    """The template. Raises ConfigError where IAM would not take a role of it."""
+    for name, resource in template["Resources"].items():
+        size = policy_bytes(resource.get("Properties", {}).get("Policies", []))
+        if size > POLICY_BYTES_MAX:
+            raise ConfigError(
+                f"The policy of {name} would have about {size:,} bytes; IAM takes {POLICY_BYTES_MAX:,}.",
+                code="UW-CS-008",
+                remedy="Publish fewer tables by one pipeline: each has to be named, and about a hundred can be.",
+            )
+    return template
 
 
 def _plan(kind: Kind, pipeline: Pipeline) -> Blueprint:

@@ -5,6 +5,7 @@ https://docs.aws.amazon.com/AWSCloudFormation/latest/UserGuide/template-anatomy.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ Json = dict[str, Any]
 Keeps = Literal["Delete", "Retain", "Snapshot"]
 
 NO_VALUE: Final[Json] = {"Ref": "AWS::NoValue"}
+POLICY_BYTES_MAX: Final = 10_240  # of all policies inside a role, without blanks
 REGION: Final[Json] = {"Ref": "AWS::Region"}
 # Resources that take no tags; every other one takes a list of them.
 UNTAGGED: Final = frozenset(
@@ -81,6 +83,14 @@ def allow(actions: Sequence[str], resources: Any, **conditions: Mapping[str, Any
 def policy(name: str, statements: Sequence[Json]) -> Json:
     """A policy inside a role."""
     return {"PolicyName": name, "PolicyDocument": {"Version": "2012-10-17", "Statement": list(statements)}}
+
+
+def policy_bytes(policies: Sequence[Json]) -> int:
+    """About how large they are when CloudFormation has filled them in."""
+    text = json.dumps([each["PolicyDocument"] for each in policies], separators=(",", ":"))
+    for name, value in (("Partition", "aws"), ("Region", "ap-southeast-1"), ("AccountId", "123456789012")):
+        text = text.replace(f"${{AWS::{name}}}", value)
+    return len(re.sub(r'\{"Fn::Sub":("[^"]*")\}', r"\1", text))
 
 
 def trusts(service: str) -> Json:

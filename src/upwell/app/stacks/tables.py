@@ -62,16 +62,18 @@ def may_read(tables: Iterable[Table]) -> list[Json]:
 def may_write(tables: Iterable[Table], *, create: bool, remove: bool) -> list[Json]:
     """What sending rows to the tables needs."""
     tables = list(tables)
-    everywhere = [_arn(table) for table in tables]
     manage = [*rights.SWEEP_ITEMS, *rights.CHECK_TABLES, *(rights.CREATE_TABLES if create else ())]
     write = [*rights.WRITE_ITEMS, *(rights.REMOVE_ITEMS if remove else ())]
-    own = [_arn(table) for table in tables if not _shared(table)]
+    own, shared = ([_arn(each) for each in tables if _shared(each) == other] for other in (False, True))
     return [
-        allow(manage, everywhere),
-        *([allow(write, own)] if own else []),
-        *(allow(write, _arn(table), **_leading(*(f"{lead}*" for lead in table.leads)))
-          for table in tables if _shared(table)),
-    ]  # fmt: skip
+        *([allow([*write, *manage], own)] if own else []),
+        *([allow(manage, shared)] if shared else []),
+        *(
+            allow(write, _arn(table), **_leading(*(f"{lead}*" for lead in table.leads)))
+            for table in tables
+            if _shared(table)
+        ),
+    ]
 
 
 def may_keep(lanes: Table | None, letters: Table | None, *, create: bool) -> list[Json]:
