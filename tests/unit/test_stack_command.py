@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
+from cryptography import x509
+from cryptography.x509.oid import NameOID
 
 from tests.fake_aws import fake_service, ok, refused
 from tests.stack_plans import CONTROL, JWT, PACKAGE, items, stream, stream_to_items, templates
@@ -294,6 +296,23 @@ def test_the_guide_gives_what_must_be_given(name: str) -> None:
     if kind != "publisher-access":
         for table in (*plan.written, *plan.kept):
             assert f"delete-table --table-name {table.name}" in text
+
+
+def test_the_guides_certificates_are_what_roles_anywhere_asks_for(tmp_path: Path) -> None:
+    text = guide.readme("publisher-access", stream(), publisher_access.template(stream()), None, None)
+    for block in re.findall(r"```sh\n(openssl .*?)```", text, re.DOTALL):
+        subprocess.run(["bash", "-euo", "pipefail", "-c", block], cwd=tmp_path, capture_output=True, check=True)
+    authority, own = (
+        x509.load_pem_x509_certificate((tmp_path / f"{name}.pem").read_bytes()) for name in ("ca", "publisher")
+    )
+    own.verify_directly_issued_by(authority)
+    assert authority.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    assert authority.extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign
+    assert not own.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    assert own.extensions.get_extension_for_class(x509.KeyUsage).value.digital_signature
+    (common_name,) = own.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    assert common_name.value == publisher_access.template(stream())["Parameters"]["CommonName"]["Default"]
+    assert (tmp_path / "publisher.key").stat().st_mode & 0o777 == 0o400
 
 
 # --- what it costs ------------------------------------------------------------------------------------------------
