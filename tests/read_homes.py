@@ -62,13 +62,16 @@ def served(app: Guard) -> Iterator[Http]:
     """uvicorn in a thread, as `upwell api` runs it."""
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.bind((LOOPBACK, 0))
+    listening.listen()
     config = uvicorn.Config(app, http="h11", ws="none", log_config=None, access_log=False, server_header=False)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])), daemon=True)
     thread.start()
-    yield Http(listening.getsockname()[1])
-    server.should_exit = True
-    thread.join(20)
+    try:
+        yield Http(listening.getsockname()[1])
+    finally:
+        server.should_exit = True
+        thread.join(20)
     assert not thread.is_alive()
 
 
@@ -104,10 +107,12 @@ def gateway(app: Guard) -> Iterator[Http]:
     server = HTTPServer((LOOPBACK, 0), Handler)
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
-    yield Http(int(server.server_address[1]))
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    try:
+        yield Http(int(server.server_address[1]))
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 @dataclass
@@ -130,10 +135,11 @@ def in_lambda(app: Guard, user_arn: str | None = None) -> Iterator[Lambda]:
     """On this thread, as in Lambda."""
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
-    yield Lambda(adapted(app), user_arn)
-    loop.run_until_complete(loop.shutdown_default_executor())
-    loop.close()
-    asyncio.set_event_loop(None)
+    try:
+        yield Lambda(adapted(app), user_arn)
+    finally:
+        loop.close()
+        asyncio.set_event_loop(None)
 
 
 def event(path: str, headers: Mapping[str, str], method: str = "GET", user_arn: str | None = None) -> dict[str, Any]:

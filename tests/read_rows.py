@@ -171,11 +171,13 @@ def dynamodb_store(endpoint: str, layout: Layout = SHOP, claims: Claims | None =
             _add_index(service, forms[table], name, columns)
     places = {table: ItemPlace(form.table, layout.templates.get(table)) for table, form in forms.items()}
     reader = DynamoDbReader(AwsService("dynamodb", REGION, endpoint_url=endpoint), places, claims)
-    yield Store("dynamodb", reader, ToDynamoDb(sink), layout)
-    reader.close()
-    for name in {form.table for form in forms.values()}:
-        service.call("DeleteTable", {"TableName": name})
-    service.close()
+    try:
+        yield Store("dynamodb", reader, ToDynamoDb(sink), layout)
+    finally:
+        reader.close()
+        for name in {form.table for form in forms.values()}:
+            service.call("DeleteTable", {"TableName": name})
+        service.close()
 
 
 def _add_index(service: AwsService, form: ItemForm, name: str, columns: tuple[str, str | None]) -> None:
@@ -219,14 +221,18 @@ def postgres_store(server: PostgresServer, database: str, layout: Layout = SHOP)
     names[HEARTBEAT.table] = TableName.parse(HEARTBEAT.table)
     reader = PostgresReader(server.url(database), names)
     assert len(names) == len(schemas)
-    yield Store("postgresql", reader, writes, layout)
-    reader.close()
-    target.close()
+    try:
+        yield Store("postgresql", reader, writes, layout)
+    finally:
+        reader.close()
+        target.close()
 
 
 @contextmanager
 def new_database(server: PostgresServer) -> Iterator[str]:
     name = f"test_{uuid.uuid4().hex[:12]}"
     server.create_database(name)
-    yield name
-    server.drop_database(name)
+    try:
+        yield name
+    finally:
+        server.drop_database(name)

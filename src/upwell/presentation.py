@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Final
 
+import orjson
+
 from upwell.items import canonical_json
 from upwell.model import Column, Kind, TableSchema, Value
 
@@ -45,13 +47,18 @@ def _presenter(column: Column, dialect: str) -> Present | None:
         scale = _scale(column, dialect)
         return lambda value: _decimal(value, scale) if isinstance(value, str) else value
     if column.kind is Kind.JSON:
-        return lambda value: canonical_json(value) if isinstance(value, str) else value
+        return _document
     if column.kind is Kind.FLOAT:  # a Number of DynamoDB knows no negative zero
         return lambda value: 0.0 if value == 0 and isinstance(value, float) else value
     if column.kind in _MOMENTS and dialect == "sqlserver":
         digits = _second_digits(column)
         return lambda value: _moment(value, digits) if isinstance(value, str) else value
     return None
+
+
+def _document(value: Value) -> Value:
+    """From DynamoDB, a document that is no more than a number comes back as that."""
+    return canonical_json(value if isinstance(value, str) else orjson.dumps(value).decode())
 
 
 def _scale(column: Column, dialect: str) -> int | None:

@@ -165,6 +165,10 @@ def test_a_tenant_is_one_text() -> None:
         ("datetimeoffset(2)", Kind.TIMESTAMPTZ, "2026-01-31T10:00:00.1+02:00", "2026-01-31T10:00:00.10+02:00"),
         ("float", Kind.FLOAT, -0.0, 0.0),
         ("nvarchar(9)", Kind.TEXT, "12.5", "12.5"),
+        ("json", Kind.JSON, '{"b": 1.50, "a": [null, true]}', '{"a":[null,true],"b":1.5}'),
+        ("json", Kind.JSON, 7, "7"),
+        ("json", Kind.JSON, "7.50", "7.5"),
+        ("json", Kind.JSON, '"7"', '"7"'),
     ],
 )
 def test_values_as_they_are_shown(type_: str, kind: Kind, wire: Value, shown: Value) -> None:
