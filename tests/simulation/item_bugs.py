@@ -165,7 +165,7 @@ def heartbeat_beside_rows() -> Patch:
     def beside(original: Any) -> Any:
         def apart(work: Any) -> Any:
             rows, beats = original(work)
-            return [beats, *rows], []
+            return [*beats, *rows], []
 
         return apart
 

@@ -95,7 +95,8 @@ class ItemApplier:
             applied.alarm = request.reason
         for marker in work.closed:
             applied.swept += self._close(marker)
-        self._write(beats)  # they vouch for all of the above
+        for events in beats:  # they vouch for all of the above
+            self._write(events)
         failpoint("items.before_save")
         moved = {lane: state for lane, state in work.states.items() if state != states[lane]}
         self._lanes.save_lanes(self._pipeline, moved)
@@ -171,12 +172,12 @@ class ItemApplier:
                 )
 
 
-def _apart(work: Plan) -> tuple[list[list[ChangeEvent]], list[ChangeEvent]]:
-    """What is to be written, group after group, and the heartbeats, which come last."""
+def _apart(work: Plan) -> tuple[list[list[ChangeEvent]], list[list[ChangeEvent]]]:
+    """What is to be written, group after group, and the heartbeats likewise, which come last."""
     rows: list[list[ChangeEvent]] = []
-    beats: dict[bytes, ChangeEvent] = {}
+    beats: list[list[ChangeEvent]] = []
     for fold in work.folds:
         events = [as_sent(event) for event in fold.events.values()]
         rows.append([event for event in events if event.schema.table != HEARTBEAT_TABLE])
-        beats |= {event.key: event for event in events if event.schema.table == HEARTBEAT_TABLE}
-    return rows, list(beats.values())
+        beats.append([event for event in events if event.schema.table == HEARTBEAT_TABLE])
+    return rows, beats
