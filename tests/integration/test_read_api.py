@@ -1,12 +1,15 @@
 """The read API in both its homes, over both stores."""
 
+import hashlib
 import re
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import permutations, product
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -17,6 +20,7 @@ from tests.read_homes import LOOPBACK, Got, Home, Http, in_lambda, key_text, que
 from tests.read_rows import COUNTRIES, LINES, ORDERS, Store, dynamodb_store, new_database, postgres_store
 from tests.read_shop import MOMENT, TENANTS, by_token, fill, order, shop
 from upwell.cloud.authorization import IamAuthorizer
+from upwell.cloud.cursors import CURSOR_S
 from upwell.model import Value
 
 PROVIDER = IdentityProvider()
@@ -192,6 +196,24 @@ def test_no_tenant_reads_anothers_rows(place: Place, reads: str, owns: str) -> N
         assert {row["id"] for row in found} == {n for n in own(reads) if ("DE", "FR")[n % 2] == country}
     assert place.ask(f"/v1/orders?index=by-tenant&tenant_id={owns}", reads).status == 403
     assert len(place.all_rows("lines", reads)) == 5
+
+
+def test_no_tag_tells_the_key_of_anothers_row(place: Place) -> None:
+    """Where a page ends may be somebody else's row: nobody who guesses its key can prove it by the page's tag."""
+    told, cursor = [], ""
+    while True:
+        answer = place.ask(f"/v1/orders?limit=1{cursor}")
+        told.append((answer.headers["etag"].removeprefix('W/"').rstrip('"'), answer.json["items"]))
+        if answer.json["cursor"] is None:
+            break
+        cursor = f"&cursor={answer.json['cursor']}"
+    ages = [int(time.time() / (CURSOR_S / 2)) - back for back in (0, 1)]
+    for tag, items in told:
+        content = b",".join(map(orjson.dumps, items))
+        ends = [*({"id": {"N": str(n)}} for n in range(1, 31)), *([str(n)] for n in range(1, 31))]
+        for end, age in product(ends, ages):
+            guess = hashlib.sha256(content + orjson.dumps([end, age])).hexdigest()
+            assert not guess.startswith(tag)
 
 
 @pytest.mark.parametrize(("reads", "owns"), list(permutations(TENANTS, 2)))

@@ -79,6 +79,14 @@ def test_a_cursor_is_good_for_an_hour() -> None:
     refused(cursors, LISTING, cursor)  # sealed in the future
 
 
+def test_a_tag_tells_nothing_to_who_guesses_what_it_was_made_of() -> None:
+    clock, content = FakeClock(), b'[{"id":{"N":"4"}},0]'  # where a page ends: the key of somebody else's row
+    tag = Cursors(CURSOR_KEY, clock).tag(content)
+    assert tag == Cursors(CURSOR_KEY, clock).tag(content)  # of each process of an API
+    assert tag != Cursors(CURSOR_KEY, clock).tag(content + b" ")
+    assert tag != Cursors("another key of at least 32 bytes", clock).tag(content)
+
+
 def test_a_changed_cursor_is_none() -> None:
     clock = FakeClock()
     cursors = Cursors(CURSOR_KEY, clock)

@@ -1,7 +1,8 @@
 """Cursors: where a listing goes on, sealed, so that nobody can read, change, lend or keep them for long.
 
 Fernet encrypts and signs, and dates what it seals: https://github.com/fernet/spec. Encrypted, because where a page ends
-may be the key of a row that is not the caller's.
+may be the key of a row that is not the caller's. For the same reason the tag of a page is made with a key: whoever
+guesses what a plain hash was made of can prove it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from upwell.ports import Clock
 
 CURSOR_S: Final = 3600
 _PURPOSE: Final = b"upwell read api cursor 1"
+_PURPOSE_OF_TAGS: Final = b"upwell read api tag 1"
 
 
 class Cursors:
@@ -29,6 +31,7 @@ class Cursors:
         from cryptography.fernet import Fernet
 
         self._fernet = Fernet(urlsafe_b64encode(hmac.digest(key.encode(), _PURPOSE, hashlib.sha256)))
+        self._tag_key = hmac.digest(key.encode(), _PURPOSE_OF_TAGS, hashlib.sha256)
         self._clock = clock
 
     def seal(self, bound_to: Sequence[Any], after: Any) -> str:
@@ -50,6 +53,10 @@ class Cursors:
         if not hmac.compare_digest(digest, _digest(bound_to)):
             raise refused
         return after
+
+    def tag(self, content: bytes) -> str:
+        """The same for the same content, from every process of the API."""
+        return hmac.digest(self._tag_key, content, hashlib.sha256).hex()[:32]
 
 
 def _digest(bound_to: Sequence[Any]) -> str:

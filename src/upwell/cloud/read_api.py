@@ -214,7 +214,7 @@ class ReadApi:
         """Weak, since a cursor is never the same twice; and new after a while, so that no caller keeps a dead one."""
         age = 0 if after is None else int(self._clock.now() / (CURSOR_S / 2))
         content = b",".join(items) + orjson.dumps([after, age])
-        return f'W/"{hashlib.sha256(content).hexdigest()[:32]}"'
+        return f'W/"{self._cursors.tag(content)}"'
 
 
 # The tenant of a caller of whom no row can be.
