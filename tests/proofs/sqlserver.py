@@ -50,7 +50,7 @@ def run(servers: Servers, folder: Path, size: Size) -> Figures:
         for way in ("Kinesis", "DynamoDB"):
             place = folder / way
             place.mkdir()
-            source = _new_database(server.url, way)
+            source = new_database(server.url, way)
             create_tables(source)
             if way == "Kinesis":
                 endpoint, rows, making_way = servers.kinesis, size.kills.ledger_rows, ("person",)
@@ -64,7 +64,8 @@ def run(servers: Servers, folder: Path, size: Size) -> Figures:
     return figures
 
 
-def _new_database(url: str, name: str) -> str:
+def new_database(url: str, name: str) -> str:
+    """Its URL."""
     with closing(connect(url)) as master:
         master.execute(f"CREATE DATABASE {name}")
     return in_database(url, name)
