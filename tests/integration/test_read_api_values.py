@@ -187,6 +187,25 @@ def test_a_row_whose_rest_waits_in_s3_is_read_from_there(dynamodb_endpoint: str)
         claims.close()
 
 
+def test_rows_of_others_in_s3_cost_no_more_than_ones_own(dynamodb_endpoint: str) -> None:
+    keyed = (Column("tenant_id", "nvarchar(9)", Kind.TEXT), ID, Column("text", "nvarchar(max)", Kind.TEXT))
+    by_id = TableSchema("dbo.by_id", keyed, ("id",), "sqlserver")
+    by_tenant = TableSchema("dbo.by_tenant", keyed, ("id", "tenant_id"), "sqlserver")
+    with FakeS3("upwell-test") as s3:
+        claims = Claims(S3Bucket("upwell-test", "eu-west-1", endpoint_url=s3.url), "upwell/", "shop")
+        with dynamodb_store(dynamodb_endpoint, Layout((by_id, by_tenant)), claims) as store:
+            for schema in (by_id, by_tenant):
+                store.write.put(schema, [["b", n, str(n) * 700_000] for n in range(1, 6)])
+            page = store.reader.page(Listing(by_id, A, None, None, None, 100))
+            assert (page.found, s3.count("GET")) == ([], 2)  # whose they are is written there alone
+            assert page.after is not None
+            s3.objects.clear()
+            assert store.reader.get(by_tenant, [1, "b"], A) is None  # nor does it matter what has become of them
+            page = store.reader.page(Listing(by_tenant, A, None, None, None, 100))
+            assert (page.found, page.after, s3.count("GET")) == ([], None, 2)
+        claims.close()
+
+
 def test_in_a_shared_table_each_sees_its_own(dynamodb_endpoint: str) -> None:
     table = f"shared-{uuid.uuid4().hex[:8]}"
     notes = TableSchema("dbo.notes", LINES.columns, LINES.key, LINES.dialect)

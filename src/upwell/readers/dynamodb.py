@@ -77,15 +77,15 @@ class DynamoDbReader:
         action, request = asked
         answer = self._call(action, request, form)
         found: list[Found] = []
-        size = 0
+        size, before = 0, None
         for item in answer["Items"]:
             if size > PAGE_BYTES_MAX:
-                return Page(found, found[-1].after)
-            claim = claim_of(item)
+                return Page(found, before)
+            claim, before = claim_of(item), _place(form, listing, item)
             row = self._row(form, item, listing.tenant)
             if row is not None:
-                found.append(Found(row, _place(form, listing, item)))
-                size += 0 if claim is None else claim.bytes
+                found.append(Found(row, before))
+            size += 0 if claim is None else claim.bytes  # another tenant's too: it was fetched to tell that it is
         return Page(found, answer.get("LastEvaluatedKey"))
 
     def heartbeats(self, pipeline: str) -> Sequence[Mapping[str, Any]]:
@@ -134,15 +134,20 @@ class DynamoDbReader:
         """None: it is another tenant's. Raises Rejected where its rest can't be had."""
         claim = claim_of(item)
         if claim is not None:
+            if tenant is not None and tenant[0] in item and not _is_of(form, form.values(item), tenant):
+                return None  # also where its rest can't be had
             if self._claims is None:
                 raise Rejected("a row's rest waits in S3, and the configuration names no bucket", code="UW-AP-015")
             item = whole_item(item, self._claims.content(claim))
         values = form.values(item)
-        if tenant is not None:
-            value = values[[column.name for column in form.schema.columns].index(tenant[0])]
-            if value is None or str(value) != tenant[1]:
-                return None
+        if tenant is not None and not _is_of(form, values, tenant):
+            return None
         return row_presenter(form.schema)(values)
+
+
+def _is_of(form: ItemForm, values: Sequence[Value], tenant: tuple[str, str]) -> bool:
+    value = values[[column.name for column in form.schema.columns].index(tenant[0])]
+    return value is not None and str(value) == tenant[1]
 
 
 @dataclass(slots=True)
@@ -172,7 +177,7 @@ def _request(form: ItemForm, listing: Listing) -> tuple[str, dict[str, Any]] | N
     """The call that reads the next page; None where no item can be of this listing."""
     schema, index = listing.schema, listing.index
     columns = {column.name: column for column in schema.columns}
-    keys = _keys(form, listing)
+    keys, own = _keys(form, listing), {attribute.name for attribute in form.key_attributes}
     wanted: dict[str, Attribute] = {}
     for name, value in [
         *([(index.partition_key, listing.partition)] if index else []),
@@ -186,6 +191,8 @@ def _request(form: ItemForm, listing: Listing) -> tuple[str, dict[str, Any]] | N
     for name, attribute in wanted.items():
         if is_query and name in keys:
             conditions.of_key.append(conditions.equal(name, attribute))
+        elif name in own:
+            conditions.of_rest.append(conditions.equal(name, attribute))
         else:
             # What waits in S3 may be of this tenant: it is looked at when it is there.
             claimed = f"attribute_exists({conditions.name(CLAIM)})"
