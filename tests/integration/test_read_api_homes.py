@@ -26,8 +26,10 @@ from tests.acceptance.commands import Commands, surroundings
 from tests.read_homes import Http, event
 from tests.read_rows import new_database, postgres_store
 from tests.read_shop import fill
+from upwell.app import build_api
 from upwell.app.stacks.gateway import usage_identifier
 from upwell.cloud import authorizer_lambda, read_api_lambda
+from upwell.ports import Reader
 
 SECRET = "key-of-tenant-a-that-nobody-knows"
 CURSOR_KEY = "0123456789abcdef0123456789abcdef"
@@ -295,11 +297,21 @@ def away_and_back(home: Http, away: Any, back: Any) -> None:
 @pytest.fixture
 def on_lambda(shop: Commands, monkeypatch: pytest.MonkeyPatch) -> Iterator[Commands]:
     monkeypatch.setenv("UPWELL_CONFIG", str(shop.file))
+    readers: list[Reader] = []
+    make = build_api.reader
+
+    def made(*given: Any) -> Reader:
+        readers.append(make(*given))
+        return readers[-1]
+
+    monkeypatch.setattr(build_api, "reader", made)
     for each in (read_api_lambda._adapter, authorizer_lambda._parts):
         each.cache_clear()
     yield shop
     for each in (read_api_lambda._adapter, authorizer_lambda._parts):
         each.cache_clear()
+    for reader in readers:  # nobody tells a function that it ends
+        reader.close()
 
 
 def test_the_function_answers_events_of_api_gateway(on_lambda: Commands) -> None:
