@@ -381,6 +381,22 @@ class TestSweep:
             assert sink.sweep(USERS, pack_version(1, 2, 0)) == 1
         assert rows(sink) == [[1, "new", None]]
 
+    def test_it_sees_what_was_written_a_moment_ago(
+        self, make: Make, service: AwsService, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A read that may be a second behind would leave a row for good that came just before the gap."""
+        sink = make()
+        send(sink, upsert(1, 1, "old", None))
+        call = service.call
+
+        def of_a_second_ago(action: str, payload: Any) -> dict[str, Any]:
+            answer = call(action, payload)
+            return answer if action != "Scan" or payload.get("ConsistentRead") else {**answer, "Items": []}
+
+        with monkeypatch.context() as patch:
+            patch.setattr(service, "call", of_a_second_ago)
+            assert sink.sweep(USERS, pack_version(1, 2, 0)) == 1
+
     def test_what_it_removed_may_come_back_but_not_by_something_old(self, make: Make) -> None:
         sink = make()
         send(sink, upsert(1, 1, "a", None), upsert(1, 2, "b", None))

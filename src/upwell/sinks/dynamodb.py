@@ -492,7 +492,7 @@ class DynamoDbSink:
         names = {"#d": DELETED}
         values: dict[str, Any] = {}
         conditions = ["attribute_not_exists(#d)"]
-        request: dict[str, Any] = {"TableName": form.table, "ExpressionAttributeNames": names}
+        request: dict[str, Any] = {"TableName": form.table, "ExpressionAttributeNames": names, "ConsistentRead": True}
         if form.shared:
             names["#t"], values[":t"] = SOURCE_TABLE, {"S": form.schema.table}
             conditions.append("#t = :t")
@@ -502,8 +502,6 @@ class DynamoDbSink:
             keys = {f"#k{number}": attribute.name for number, attribute in enumerate(form.key_attributes)}
             names |= keys
             request["ProjectionExpression"] = ", ".join(keys)
-        else:
-            request["ConsistentRead"] = True
         if values:
             request["ExpressionAttributeValues"] = values
         request["FilterExpression"] = " AND ".join(conditions)
