@@ -16,7 +16,7 @@ from tests.read_rows import LINES, Layout, Store, dynamodb_store, new_database, 
 from upwell.claims import Claims
 from upwell.items import KeyTemplates
 from upwell.model import Column, Kind, TableSchema, Value
-from upwell.ports import Listing
+from upwell.ports import Listing, ReadIndex
 from upwell.s3 import S3Bucket
 
 A, B = ("tenant_id", "a"), ("tenant_id", "b")
@@ -156,6 +156,32 @@ def test_the_same_row_is_the_same_in_both_stores(
                 assert shown == wire, column.name
 
     check()
+
+
+BINARY = TableSchema(
+    "dbo.binary",
+    (Column("id", "binary(2)", Kind.BYTES), Column("digest", "varbinary(9)", Kind.BYTES)),
+    ("id",),
+    "sqlserver",
+)
+BY_DIGEST = ReadIndex("by-digest", "digest", None)
+
+
+def test_what_is_no_base64_is_no_bytes(postgres_cluster: PostgresServer, dynamodb_endpoint: str) -> None:
+    layout = Layout((BINARY,), {BINARY.table: {BY_DIGEST.name: (BY_DIGEST.partition_key, None)}})
+    with (
+        new_database(postgres_cluster) as database,
+        postgres_store(postgres_cluster, database, layout) as relational,
+        dynamodb_store(dynamodb_endpoint, layout) as items,
+    ):
+        for store in (relational, items):
+            store.write.put(BINARY, [["AQI=", "AQID"]])
+            for text in ("AQI", "AQI=\n", "AQ I=", "====", "=", "\0", "AQID\0", "é", "-_-_", "x" * 3000):
+                assert store.reader.get(BINARY, [text], None) is None
+                assert not store.reader.page(Listing(BINARY, None, BY_DIGEST, text, None, 9)).found
+            for same in ("AQI=", "AQJ="):  # the last bits of the latter are of no byte
+                assert store.reader.get(BINARY, [same], None) == ["AQI=", "AQID"]
+            assert len(store.reader.page(Listing(BINARY, None, BY_DIGEST, "AQID", None, 9)).found) == 1
 
 
 # --- DynamoDB only --------------------------------------------------------------------------------------------------

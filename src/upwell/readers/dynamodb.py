@@ -7,6 +7,8 @@ deleted, a page may be empty and still not be the last one.
 
 from __future__ import annotations
 
+from base64 import b64encode
+from binascii import a2b_base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
@@ -32,7 +34,7 @@ from upwell.items import (
     claim_of,
     whole_item,
 )
-from upwell.model import Column, TableSchema, Value
+from upwell.model import Column, Kind, TableSchema, Value
 from upwell.ports import Found, Listing, Page
 from upwell.presentation import row_presenter
 
@@ -59,8 +61,10 @@ class DynamoDbReader:
     def get(self, schema: TableSchema, key: Sequence[Value], tenant: tuple[str, str] | None) -> list[Value] | None:
         """See ports.Reader."""
         form = self._form(schema)
+        columns = {column.name: column for column in schema.columns}
         try:
-            request = {"TableName": form.table, "Key": form.key(key), "ConsistentRead": True}
+            written = [_written(columns[name], value) for name, value in zip(schema.key, key, strict=True)]
+            request = {"TableName": form.table, "Key": form.key(written), "ConsistentRead": True}
         except Rejected:
             return None  # no item has such a key
         item = self._call("GetItem", request, form).get("Item")
@@ -221,11 +225,24 @@ def _keys(form: ItemForm, listing: Listing) -> list[str]:
     return [index.partition_key, *([index.sort_key] if index.sort_key else [])]
 
 
+def _written(column: Column, value: Value) -> Value:
+    """Bytes in the one notation that DynamoDB is sure to take. Raises Rejected where it is none of bytes."""
+    if column.kind is not Kind.BYTES or not isinstance(value, str):
+        return value
+    try:
+        return b64encode(a2b_base64(value, strict_mode=True)).decode()
+    except ValueError as error:
+        raise Rejected("its key is not base64") from error
+
+
 def _comparable(column: Column, value: Value) -> Attribute | None:
     """None where no item has this value in a key or beside it."""
     if value is None or value == "":
         return None
-    attribute = attribute_of(column, value)
+    try:
+        attribute = attribute_of(column, _written(column, value))
+    except Rejected:
+        return None
     fits = attribute_type(column) in attribute and attribute_bytes(attribute) <= PARTITION_KEY_BYTES_MAX
     return attribute if fits else None
 
