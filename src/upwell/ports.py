@@ -358,7 +358,10 @@ class LaneStore(Protocol):
 
 
 class ShardCheckpoints(Protocol):
-    """How far each shard has been applied. May lag what was applied, never lead it."""
+    """How far each shard has been applied. May lag what was applied, never lead it.
+
+    `stream`: whose they are, `PIPELINE/STREAM`: two pipelines may come through one stream into one target.
+    """
 
     def load(self, stream: str) -> dict[str, str | None]:
         """shard → the last applied sequence number; None where the shard is finished."""

@@ -181,6 +181,21 @@ def test_two_pipelines_share_a_prefix_but_no_table(shop: Shop) -> None:
                     sink.prepare([users])
 
 
+def test_two_pipelines_in_one_stream_and_one_target_each_go_on_where_they_were(shop: Shop) -> None:
+    """One that took the other's place in the stream for its own would miss what it has not read yet."""
+    tables = shop.configuration["tables"]
+    pipelines = [
+        {"pipeline": f"{shop.name}-{table}", "state": f"{table}.db", "tables": {table: tables[table]}}
+        for table in ("users", "orders")
+    ]
+    for command in ("publish", "subscribe"):
+        for pipeline in pipelines:
+            shop.configure(**pipeline)
+            shop(command, "--once")
+    assert set(shop.items.rows("users")) == {(1,), (2,)}
+    assert set(shop.items.rows("orders")) == {("USER#1", "00007")}
+
+
 @pytest.mark.parametrize(
     ("subscriber", "why"),
     [

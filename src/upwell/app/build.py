@@ -290,7 +290,7 @@ def subscriber(pipeline: Pipeline, stop: threading.Event) -> Iterator[Subscriber
         closing_up.callback(service.close)
         parts.target.check()
         yield Subscriber(
-            settings.stream,
+            f"{pipeline.name}/{settings.stream}",  # others may read the same stream for the same target
             stream=KinesisStream(service, settings.stream),
             applier=parts.applier,
             checkpoints=parts.checkpoints,

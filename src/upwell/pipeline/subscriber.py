@@ -138,7 +138,8 @@ class Subscriber:
         read_every_s: float = READ_EVERY_S,
         working_shards: int = WORKING_SHARDS,
     ) -> None:
-        """`name` is the stream's; `relay_repairs` hands requests for repair to the publisher, now and then.
+        """`name`: what its checkpoints are kept under. `relay_repairs` hands requests for repair to the publisher, now
+        and then.
 
         `working_shards`: how many are read and applied at the same time. Each of the others holds nothing in memory.
         """

@@ -129,7 +129,7 @@ class DynamoDbLanes:
 
     def load(self, stream: str) -> dict[str, str | None]:
         """See ports.ShardCheckpoints."""
-        place = f"{stream}/shard/"
+        place = f"shard/{stream}/"
         return {
             item["id"]["S"].removeprefix(place): item["sequence"]["S"] if "sequence" in item else None
             for item in self._items(place)
@@ -137,7 +137,7 @@ class DynamoDbLanes:
 
     def save(self, stream: str, shard: str, sequence: str | None) -> None:
         """See ports.ShardCheckpoints."""
-        item: Item = {"id": {"S": f"{stream}/shard/{shard}"}, **({"sequence": {"S": sequence}} if sequence else {})}
+        item: Item = {"id": {"S": f"shard/{stream}/{shard}"}, **({"sequence": {"S": sequence}} if sequence else {})}
         self._call("PutItem", self._lanes, {"Item": item})
 
     # ---- names ----
