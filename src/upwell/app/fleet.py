@@ -31,22 +31,13 @@ READ_EVERY_MS: Final = 200
 READ_RECORDS_MAX: Final = 500
 HANDOVER_MS: Final = 10_000  # a worker that says nothing for so long has lost its shards
 
-# What our programs say comes through as it is, of KCL's own words only warnings.
-_OURS: Final = r"%replace(%msg){'^Received error line from subprocess \[(.*)\] for shard .*$', '$1'}%n"
-# Of an error its root, in a line: the rest is KCL's inside.
-_KCLS: Final = (
-    "%d{\"yyyy-MM-dd'T'HH:mm:ss.SSSSSS'Z'\",UTC} %-7level kcl: %msg %replace(%rEx{1}){'(?s)[\\r\\n].*', ''}%n%nopex"
-)
-_APPENDER: Final = (
-    '<appender name="{}" class="ch.qos.logback.core.ConsoleAppender">'
-    "<target>System.err</target><encoder><pattern>{}</pattern></encoder></appender>"
-)
-_LOGBACK: Final = f"""<configuration>
-{_APPENDER.format("ours", _OURS)}
-{_APPENDER.format("kcl", _KCLS)}
-<logger name="software.amazon.kinesis.multilang.DrainChildSTDERRTask" level="INFO" additivity="false">
-<appender-ref ref="ours"/>
-</logger>
+# KCL passes on what our programs say, and would say it once more as an error. Of its own words only warnings matter, of
+# an error its root, in a line.
+_LOGBACK: Final = """<configuration>
+<appender name="kcl" class="ch.qos.logback.core.ConsoleAppender"><target>System.err</target><encoder><pattern>
+%d{"yyyy-MM-dd'T'HH:mm:ss.SSSSSS'Z'",UTC} %-7level kcl: %msg %replace(%rEx{1}){'(?s)[\\r\\n].*', ''}%n%nopex
+</pattern></encoder></appender>
+<logger name="software.amazon.kinesis.multilang.DrainChildSTDERRTask" level="OFF"/>
 <root level="WARN"><appender-ref ref="kcl"/></root>
 </configuration>
 """
