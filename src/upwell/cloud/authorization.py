@@ -11,7 +11,7 @@ import hmac
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeGuard
 
 from upwell.cloud.answers import Problem
 from upwell.cloud.jwks import Jwks
@@ -77,7 +77,7 @@ class JwtAuthorizer:
         """See Authorizer."""
         claims = self._claims(bearer(authorization))
         subject = claims.get("sub") or claims.get("client_id") or claims.get("azp")
-        if not isinstance(subject, str) or not subject:
+        if not _is_text(subject):
             raise unauthorized("The token does not say whom it is about.")
         name = hashlib.sha256(subject.encode()).hexdigest()[:16]
         return Caller(name, self._tenant(claims))
@@ -112,9 +112,17 @@ class JwtAuthorizer:
             tenant = str(tenant)
         if tenant is None:
             return None
-        if not isinstance(tenant, str) or not 0 < len(tenant) <= TENANT_CHARS_MAX:
+        if not _is_text(tenant) or len(tenant) > TENANT_CHARS_MAX:
             raise unauthorized("The token's tenant is not a text.")
         return tenant
+
+
+def _is_text(value: object) -> TypeGuard[str]:
+    """Half of a surrogate pair, which JSON's escapes may leave, is none."""
+    try:
+        return isinstance(value, str) and bool(value.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 class ApiKeyAuthorizer:
