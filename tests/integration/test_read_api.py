@@ -21,7 +21,9 @@ from tests.read_rows import COUNTRIES, LINES, ORDERS, Store, dynamodb_store, new
 from tests.read_shop import MOMENT, TENANTS, by_token, fill, order, shop
 from upwell.cloud.authorization import IamAuthorizer
 from upwell.cloud.cursors import CURSOR_S
-from upwell.model import Value
+from upwell.exposure import Wanted, expose
+from upwell.model import TableSchema, Value
+from upwell.ports import ReadIndex
 
 PROVIDER = IdentityProvider()
 WHO = {tenant: PROVIDER.bearer(tenant=tenant, sub=f"user of {tenant}") for tenant in TENANTS}
@@ -214,6 +216,24 @@ def test_no_tag_tells_the_key_of_anothers_row(place: Place) -> None:
         for end, age in product(ends, ages):
             guess = hashlib.sha256(content + orjson.dumps([end, age])).hexdigest()
             assert not guess.startswith(tag)
+
+
+@pytest.mark.parametrize("query", ["limit=1", "index=by-country&country=DE&limit=1"])
+def test_a_cursor_is_void_once_the_table_is_read_in_another_way(relational: Store, items: Store, query: str) -> None:
+    index = ReadIndex("by-country", "country", "total")
+    exposed = ("id", "country", "placed", "total", "note")
+    with in_lambda(shop(relational, by_token(PROVIDER))) as before:
+        cursor = before.ask(f"/v1/orders?{query}", WHO["a"]).json["cursor"]
+    other_key = TableSchema(ORDERS.table, ORDERS.columns, ("tenant_id", "id"), ORDERS.dialect)
+    changed = [
+        expose("orders", Wanted(ORDERS.table, exposed, "tenant_id", {"by-country": index}), schema)
+        for schema in (ORDERS, other_key)
+    ]
+    for table in changed if "index" in query else changed[1:]:
+        with in_lambda(shop(relational, by_token(PROVIDER), tables=[table])) as after:
+            assert after.ask(f"/v1/orders?{query}&cursor={cursor}", WHO["a"]).status == 403
+    with in_lambda(shop(items, by_token(PROVIDER))) as elsewhere:
+        assert elsewhere.ask(f"/v1/orders?{query}&cursor={cursor}", WHO["a"]).status == 403
 
 
 @pytest.mark.parametrize(("reads", "owns"), list(permutations(TENANTS, 2)))

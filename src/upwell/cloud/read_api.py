@@ -205,7 +205,10 @@ class ReadApi:
         index = _index(table, given)
         _only(query, RESERVED | ({index.partition_key} if index is not None else set()))
         partition = None if index is None else _partition(table, index, tenant, given)
-        bound_to = [self._pipeline, table.name, None if index is None else index.name, partition, tenant]
+        # `after` means something to this reader alone, and for this key and index alone.
+        how = [] if index is None else [index.name, index.partition_key, index.sort_key]
+        way = [type(self._reader).__name__, table.schema.hash, how]
+        bound_to = [self._pipeline, table.name, way, partition, tenant]
         after = self._cursors.open(bound_to, _cursor(given["cursor"])) if "cursor" in given else None
         limit = _limit(given.get("limit"), self._limits.page)
         return Listing(table.schema, tenant, index, partition, after, limit), bound_to
