@@ -69,6 +69,7 @@ class SimItemSink:
             if event.row is not None and REFUSED.encode() in event.row:
                 parcel.body.remove(event)
                 parcel.rejected.append(Rejection(event.schema.table, event.key.decode(), "it is refused", event))
+        parcel.size = len(parcel.body)
         return parcel
 
     def send(self, parcels: Sequence[Parcel]) -> Sequence[TransientError | None]:
@@ -78,7 +79,7 @@ class SimItemSink:
         body = list(parcel.body)
         self._dice.rng.shuffle(body)
         left = [event for event in body if not self._sent(event)]
-        parcel.body = left or None
+        parcel.body, parcel.size = left or None, len(left)
         return TransientError("Some writes failed.") if left else None
 
     def _sent(self, event: ChangeEvent) -> bool:

@@ -208,6 +208,23 @@ def test_what_one_call_left_over_is_sent_again_alone() -> None:
     assert target.script.calls == once + 1
 
 
+def test_a_table_that_takes_little_at_a_time_takes_all_in_the_end() -> None:
+    """Sent anew from its beginning, a batch of more rows than the table takes in its time would never be done."""
+    target = Target()
+    call, writes = target.script.call, [0]
+
+    def throttled(work: Callable[[], Any], **_: Any) -> Any:
+        if getattr(work, "func", None) == target.items.write:
+            writes[0] += 1
+            if writes[0] % 5:
+                raise TransientError("Too fast.", throttled=True)
+        return call(work)
+
+    target.script.call = throttled  # type: ignore[method-assign]
+    target.applier.apply([packed(0, 1, *(upsert(id_, 1, "a", "x") for id_ in range(1, 25)))])
+    assert len(target.items.rows("public.t")) == 24
+
+
 def test_what_takes_long_is_not_tried_over_and_over() -> None:
     target = Target()
     target.applier._clock = clock = HastyClock()

@@ -132,9 +132,13 @@ class ItemApplier:
         return letters
 
     def _send(self, parcels: Sequence[Parcel]) -> None:
-        """Until all is durable or refused. Raises TransientError where some of it goes wrong again and again."""
+        """Until all is durable or refused. Raises TransientError where again and again nothing more gets through.
+
+        As long as something does, the rest is not given up: all would be written anew, and a table that takes less than
+        a batch in this time would never be done.
+        """
         left = [parcel for parcel in parcels if parcel.body]
-        sends, began = 0, self._clock.monotonic()
+        sends, began, size = 0, self._clock.monotonic(), sum(parcel.size for parcel in left)
         while left:
             try:
                 answers = self._sink.send(left)
@@ -145,6 +149,9 @@ class ItemApplier:
                 if not failed:
                     return
                 left, failure = [parcel for parcel, _ in failed], failed[0][1]
+            before, size = size, sum(parcel.size for parcel in left)
+            if size < before:
+                sends, began = 0, self._clock.monotonic()
             sends += 1
             if sends == SENDS_MAX or self._clock.monotonic() - began > SENDS_S:
                 raise failure
