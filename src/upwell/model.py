@@ -313,6 +313,13 @@ class DeadLetter:
     time: str  # when it was put aside, ISO 8601 in UTC
     payload: bytes  # a packed record that holds just this event; empty: see envelope.letter_payload
 
+    def identity(self, pipeline: str) -> bytes:
+        """32 bytes, equal for letters about the same: those without a version are told apart by what they hold."""
+        about = [pipeline, self.table, self.key, self.version]
+        if not self.version:
+            about.append(hashlib.sha256(self.payload).hexdigest())
+        return hashlib.sha256(orjson.dumps(about)).digest()
+
 
 Item = TypeVar("Item")
 

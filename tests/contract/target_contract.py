@@ -36,6 +36,10 @@ class TargetContract(ABC):
         """A unique index on the column."""
 
     @abstractmethod
+    def letters(self, database: str) -> list[bytes]:
+        """The payloads of all dead letters."""
+
+    @abstractmethod
     def checkpoints(self, target: Target) -> ShardCheckpoints:
         """The target's checkpoints."""
 
@@ -356,6 +360,15 @@ class TargetContract(ABC):
             txn.add_dead_letters(PIPELINE, [letter])
             txn.ask_repair(PIPELINE, Request("holes-1", None, "why"))
             txn.ask_repair(PIPELINE, Request("holes-1", None, "why"))
+        assert self.letters(database) == [b"\0p"]
+
+    def test_records_that_can_not_be_read_are_all_kept(self, target: Target, database: str) -> None:
+        """There is nothing to tell them apart by but what they hold."""
+        with target.begin() as txn:
+            txn.add_dead_letters(PIPELINE, [unreadable(b"one"), unreadable(b"two"), unreadable(b"one")])
+        with target.begin() as txn:
+            txn.add_dead_letters(PIPELINE, [unreadable(b"two"), unreadable(b"three")])
+        assert sorted(self.letters(database)) == [b"one", b"three", b"two"]
 
     def test_shard_checkpoints_are_kept(self, target: Target, database: str) -> None:
         checkpoints = self.checkpoints(target)
@@ -365,6 +378,11 @@ class TargetContract(ABC):
         checkpoints.save("stream", "shard-2", None)
         checkpoints.save("other", "shard-1", "1")
         assert checkpoints.load("stream") == {"shard-1": "4958", "shard-2": None}
+
+
+def unreadable(payload: bytes) -> DeadLetter:
+    """A record that is none of ours, as the applier puts it aside."""
+    return DeadLetter(0, "", "", "", "it can't be read", "2026-01-31T10:00:00Z", payload)
 
 
 def upsert(target: Target, schema: TableSchema, rows: Sequence[Sequence[Value]]) -> None:

@@ -31,6 +31,10 @@ class TestPostgresTarget(TargetContract):
         with self.server.connect(database) as connection:
             connection.execute(f"CREATE UNIQUE INDEX ON public.{table} ({column})")
 
+    def letters(self, database: str) -> list[bytes]:
+        with self.server.connect(database) as connection:
+            return [payload for (payload,) in connection.execute("SELECT payload FROM upwell.dead_letter").fetchall()]
+
     def checkpoints(self, target: Target) -> ShardCheckpoints:
         assert isinstance(target, PostgresTarget)
         return PostgresShardCheckpoints(target)

@@ -7,7 +7,6 @@ it is, so that no partition holds more than one. `PREFIXupwell_dead_letters` has
 from __future__ import annotations
 
 import binascii
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
@@ -340,11 +339,8 @@ def _lane_state(item: Item) -> LaneState:
 
 
 def _letter_item(pipeline: str, letter: DeadLetter) -> Item:
-    """Its id is made of what it is about, so that it is kept once; records that can't be read differ by content."""
-    about = [pipeline, letter.table, letter.key, letter.version]
-    if not letter.version:
-        about.append(hashlib.sha256(letter.payload).hexdigest())
-    id_ = int.from_bytes(hashlib.sha256(orjson.dumps(about)).digest()[:7])
+    """Its id is made of what it is about, so that it is kept once."""
+    id_ = int.from_bytes(letter.identity(pipeline)[:7])
     payload = letter.payload if len(letter.payload) <= PAYLOAD_BYTES_MAX else b""
     return {
         "id": {"N": str(id_)},

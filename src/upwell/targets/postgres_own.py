@@ -3,12 +3,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import zlib
 from collections.abc import Sequence
 from typing import Any, Final
-
-import orjson
 
 from upwell.errors import OperatorError
 from upwell.model import DeadLetter, TableName
@@ -162,7 +159,7 @@ def keeping_letters(pipeline: str, letters: Sequence[DeadLetter]) -> tuple[str, 
     """The statement that keeps dead letters, equal ones once, and its parameters. At least one."""
     kept: dict[bytes, list[Any]] = {}
     for letter in letters:
-        identity = hashlib.sha256(orjson.dumps([pipeline, letter.table, letter.key, letter.version])).digest()
+        identity = letter.identity(pipeline)
         texts = [storable(text) for text in (letter.table, letter.key, letter.version, letter.reason, letter.time)]
         kept[identity] = [*texts, letter.payload, identity]
     return (
