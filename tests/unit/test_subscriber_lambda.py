@@ -8,7 +8,9 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import orjson
@@ -17,7 +19,7 @@ import pytest
 from tests.simulation.dice import SimClock
 from upwell.app.build_cloud import Applying
 from upwell.cloud import subscriber_lambda
-from upwell.cloud.subscriber_lambda import ATTEMPTS_MAX, Environment
+from upwell.cloud.subscriber_lambda import ANEW_AFTER_S, ATTEMPTS_MAX, Environment
 from upwell.config import load
 from upwell.errors import OperatorError, TransientError
 from upwell.pipeline import incoming
@@ -45,7 +47,7 @@ class Target:
     """What is asked of a target, and a record of it."""
 
     def __init__(self) -> None:
-        self.opened = self.checked = 0
+        self.opened = self.checked = self.closed = 0
         self.applied: list[list[bytes]] = []
         self.failures: list[Exception] = []
         self.pending: list[Request] = []
@@ -78,6 +80,7 @@ class Target:
         self.opened += 1
         parts: Any = self
         yield Applying(parts, parts, parts, parts)
+        self.closed += 1
 
 
 @pytest.fixture
@@ -175,6 +178,30 @@ def test_nothing_is_begun_that_would_be_cut_off(
 def test_something_is_done_however_short_the_time(environment: Environment, target: Target) -> None:
     target.takes_s = 5.0
     assert handled(environment, target, b"a", timeout_s=3.0) == []
+
+
+def test_what_fails_for_long_is_made_anew_with_its_secrets(
+    environment: Environment, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An environment may live for hours: with a password that was changed it would fail for as long."""
+    made: list[Environment] = []
+
+    def make() -> Environment:
+        made.append(Environment(environment._pipeline, target.open, target.clock, lambda _: None))
+        return made[-1]
+
+    monkeypatch.setattr(subscriber_lambda, "_environment", cache(make))
+    context = SimpleNamespace(get_remaining_time_in_millis=lambda: 60_000)
+    again = {"batchItemFailures": [{"itemIdentifier": "100"}]}
+    assert subscriber_lambda.handler(event(b"a"), context) == {"batchItemFailures": []}
+    for waited_s in (0, ANEW_AFTER_S - 1, 1):
+        target.clock.time += waited_s
+        assert len(made) == 1
+        target.failures = [OperatorError("the password is refused", code="UW-PT-020")]
+        assert subscriber_lambda.handler(event(b"a"), context) == again
+    assert (target.opened, target.closed) == (1, 1)
+    assert subscriber_lambda.handler(event(b"a"), context) == {"batchItemFailures": []}
+    assert (len(made), target.opened, target.closed) == (2, 2, 1)
 
 
 def test_a_bug_is_no_trouble_of_the_surroundings(environment: Environment, target: Target) -> None:

@@ -12,7 +12,7 @@ import os
 import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from functools import cache
 from typing import Any, Final
 
@@ -36,6 +36,8 @@ BACKOFF_S: Final = 0.5
 # Nothing is begun that might be cut off: with less left, or a quarter of all there was, the rest is handed back.
 MARGIN_S: Final = 10.0
 SWEEP_S: Final = 15.0
+# Where nothing has worked for so long, a secret may have been changed since it was fetched.
+ANEW_AFTER_S: Final = 60.0
 REPAIRS_EVERY_S: Final = 60.0
 
 # (sequence number, data), and when it came into the stream.
@@ -58,9 +60,12 @@ class Environment:
         self._clock = clock
         self._tell = tell
         self._rng = random.Random()  # noqa: S311 - it spreads retries, it keeps no secret
+        self._opened = ExitStack()
         self._parts: Applying | None = None
         self._checked = False
         self._relay_at = 0.0
+        self._failing_since: float | None = None
+        self.spent = False  # another one is to be made in its place
 
     def handle(self, event: Mapping[str, Any], remaining_s: Callable[[], float]) -> dict[str, Any]:
         """Apply a batch; what of it is to come again. Raises what is a bug."""
@@ -79,6 +84,7 @@ class Environment:
                 log.warning("%s It comes again.", error.message, extra={"code": error.code, "remedy": error.remedy})
                 break
             last = batch[-1][0]
+        self._note(failing=failure is not None and not last)
         left = _after(last, list(arrived))
         if records:
             self._count(applied, len(left), failure, arrived[last or left[0]])
@@ -87,8 +93,22 @@ class Environment:
     def open(self) -> None:
         """Make what can be made before the first call: it connects to nothing. Raises UpwellError."""
         if self._parts is None:
-            # Closed by nobody: Lambda ends an environment without a word.
-            self._parts = self._opening(self._clock, self._rng).__enter__()
+            # Where Lambda ends an environment, it says no word: then it is closed by nobody.
+            self._parts = self._opened.enter_context(self._opening(self._clock, self._rng))
+
+    def close(self) -> None:
+        """Free connections."""
+        self._parts = None
+        self._opened.close()
+
+    def _note(self, *, failing: bool) -> None:
+        now = self._clock.monotonic()
+        if not failing:
+            self._failing_since = None
+        elif self._failing_since is None:
+            self._failing_since = now
+        else:
+            self.spent = now - self._failing_since >= ANEW_AFTER_S
 
     def _apply(self, data: Sequence[bytes], remaining_s: Callable[[], float], margin_s: float) -> Applied:
         """In one transaction, where the target has those. Raises UpwellError."""
@@ -168,7 +188,12 @@ def _add(total: Applied, applied: Applied) -> None:
 def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
     """An event of a Kinesis event source mapping. Raises RuntimeError for a bug: AWS halves the batch."""
     try:
-        return _environment().handle(event, lambda: context.get_remaining_time_in_millis() / 1000)
+        environment = _environment()
+        answer = environment.handle(event, lambda: context.get_remaining_time_in_millis() / 1000)
+        if environment.spent:
+            _environment.cache_clear()
+            environment.close()
+        return answer
     except UpwellError as error:  # the configuration can't be used: nothing can be applied
         logs.failed(error)
         first = event["Records"][0]["kinesis"]["sequenceNumber"]
