@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import importlib.util
+import json
 import logging
 import os
 import shutil
@@ -14,6 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
+from urllib.parse import parse_qsl, urlsplit
 
 from upwell.app import build_cloud
 from upwell.app.running import told_to_stop
@@ -109,7 +112,7 @@ def _properties(pipeline: Pipeline) -> Iterator[tuple[str, str]]:
     assert service is not None
     yield "executableName", f"{sys.executable} -m upwell.cloud.subscriber_kcl"
     yield "streamName", settings.stream
-    yield "applicationName", f"upwell-{pipeline.name}"
+    yield "applicationName", _application(pipeline, settings.stream)
     yield "regionName", service.region
     yield "AwsCredentialsProvider", "DefaultCredentialsProvider"
     yield "processingLanguage", "python"
@@ -123,6 +126,14 @@ def _properties(pipeline: Pipeline) -> Iterator[tuple[str, str]]:
         yield "kinesisEndpoint", settings.endpoint_url
     if endpoint := os.environ.get("AWS_ENDPOINT_URL_DYNAMODB"):
         yield "dynamoDBEndpoint", endpoint
+
+
+def _application(pipeline: Pipeline, stream: str) -> str:
+    """What KCL keeps the leases under: a fleet for another target needs all shards too, and leases of its own."""
+    target = urlsplit(pipeline.subscriber().target.get_secret_value())
+    given = sorted(pair for pair in parse_qsl(target.query) if pair[0] in ("host", "port", "dbname"))
+    place = [stream, target.scheme, target.netloc.rpartition("@")[2], target.path, given]
+    return f"upwell-{pipeline.name}-{hashlib.sha256(json.dumps(place).encode()).hexdigest()[:8]}"
 
 
 def _java() -> str:
