@@ -353,6 +353,25 @@ def test_only_the_holder_of_the_certificate_becomes_the_publisher() -> None:
     assert TEMPLATES["publisher-stream"]["Parameters"]["SessionSeconds"]["MaxValue"] == 3600
 
 
+@pytest.mark.parametrize(
+    ("principal", "is_one"),
+    [
+        ("", True),
+        ("arn:aws:iam::123456789012:role/team/shop", True),
+        ("arn:aws-us-gov:iam::123456789012:user/shop", True),
+        ("*", False),
+        ("123456789012", False),
+        ("arn:aws:iam::123456789012:root", False),
+        ("arn:aws:iam::*:role/shop", False),
+        ("arn:aws:iam::123456789012:role/*", False),
+    ],
+)
+def test_nobody_becomes_the_publisher_by_a_slip(principal: str, is_one: bool) -> None:
+    """Neither everybody nor a whole account."""
+    parameter = TEMPLATES["publisher-stream"]["Parameters"]["TrustedPrincipalArn"]
+    assert (re.fullmatch(parameter["AllowedPattern"], principal) is not None) is is_one
+
+
 def test_a_pipelines_name_may_have_dots(tmp_path: Path) -> None:
     plan = replace(stream(JWT, control=CONTROL), pipeline="legacy.shop_1")
     dotted = {"relational": relational.template(plan, PACKAGE), "publisher": publisher_access.template(plan)}

@@ -10,6 +10,8 @@ from upwell.app.stacks.serverless import TAG
 from upwell.app.stacks.tables import may_poll, may_write
 
 _ANYWHERE = "HasCaCertificate"
+# One role or user: neither everybody nor a whole account.
+_PRINCIPAL = r"(arn:aws[a-z-]*:iam::[0-9]{12}:(role|user)/[A-Za-z0-9+=,.@_/-]+)?"
 
 
 def template(plan: Blueprint) -> Json:
@@ -90,6 +92,7 @@ def _parameters(t: Template, pipeline: str) -> None:
         "TrustedPrincipalArn",
         "Instead of a certificate: a role that the publisher's machine has already.",
         "",
+        AllowedPattern=_PRINCIPAL,
     )
     t.parameter("SourceCidr", "The address range that the publisher comes from, as 203.0.113.0/24; empty: any.", "")
     t.given("CaCertificate")
