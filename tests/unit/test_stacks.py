@@ -221,6 +221,26 @@ def test_instances_take_no_ssh_and_no_old_metadata() -> None:
     assert "MasterUserPassword" not in cluster["Properties"]
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_no_log_is_kept_forever(name: str) -> None:
+    """What a service of AWS makes by itself has no end; and a database's own log quotes rows."""
+    for group in resources(TEMPLATES[name], "Logs::LogGroup").values():
+        assert group["Properties"]["RetentionInDays"] == {"Ref": "LogDays"}
+    for function in resources(TEMPLATES[name], "Lambda::Function").values():
+        assert function["Properties"]["LoggingConfig"]["LogGroup"]["Ref"] in TEMPLATES[name]["Resources"]
+    for cluster in resources(TEMPLATES[name], "RDS::DBCluster").values():
+        assert "EnableCloudwatchLogsExports" not in cluster["Properties"]
+
+
+@pytest.mark.parametrize("name", ["serverless-jwt", "serverless-iam", "serverless-keys"])
+def test_whom_the_gateway_cannot_check_is_told_to_ask_again(name: str) -> None:
+    """As the API itself does, where the identity provider can't be reached."""
+    answers = resources(TEMPLATES[name], "ApiGateway::GatewayResponse").values()
+    (answer,) = (a["Properties"] for a in answers if a["Properties"]["ResponseType"] == "AUTHORIZER_FAILURE")
+    assert answer["StatusCode"] == "503"
+    assert answer["ResponseParameters"]["gatewayresponse.header.Retry-After"] == "'2'"
+
+
 def test_a_script_that_starts_an_instance_is_one() -> None:
     for environment in ("relational-jwt", "relational-keys"):
         (launch,) = resources(TEMPLATES[environment], "EC2::LaunchTemplate").values()

@@ -44,7 +44,7 @@ def add_database(t: Template, from_groups: Sequence[Json]) -> None:
             "BackupRetentionPeriod": ref("BackupDays"),
             "CopyTagsToSnapshot": True,
             "DeletionProtection": ref("DeletionProtection"),
-            "EnableCloudwatchLogsExports": ["postgresql"],
+            # Its log stays where it is, for three days: it quotes rows, and CloudWatch would keep it without end.
         },
         keep="Snapshot",
     )

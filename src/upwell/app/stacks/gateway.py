@@ -39,6 +39,7 @@ _ANSWERS: Final[dict[str, tuple[int | None, str]]] = {
     "MISSING_AUTHENTICATION_TOKEN": (404, "Not Found"),  # so it calls a path that there is not; but see _answers
     "UNAUTHORIZED": (401, "Unauthorized"),
     "ACCESS_DENIED": (403, "Forbidden"),
+    "AUTHORIZER_FAILURE": (503, "Service Unavailable"),  # as where the identity provider can't be reached
     "INVALID_API_KEY": (403, "Forbidden"),
     "BAD_REQUEST_PARAMETERS": (400, "Bad Request"),
     "BAD_REQUEST_BODY": (400, "Bad Request"),
@@ -206,6 +207,8 @@ def _answers(t: Template, api: Api) -> Iterator[str]:
             content["StatusCode"] = str(status)
         if kind == "UNAUTHORIZED":
             content["ResponseParameters"]["gatewayresponse.header.WWW-Authenticate"] = "'Bearer'"
+        if kind == "AUTHORIZER_FAILURE":
+            content["ResponseParameters"]["gatewayresponse.header.Retry-After"] = "'2'"
         t.add(name, "ApiGateway::GatewayResponse", content)
         yield name
 
