@@ -16,9 +16,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tests.identity_provider import AUDIENCE, ISSUER, IdentityProvider, unsigned
 from upwell.clock import SystemClock
+from upwell.cloud import jwks
 from upwell.cloud.answers import Problem
 from upwell.cloud.authorization import ApiKeyAuthorizer, Authorizer, Caller, IamAuthorizer, JwtAuthorizer
-from upwell.cloud.jwks import ASK_AGAIN_S, BYTES_MAX, KEEP_S, RENEW_S, Jwks, fetch_from
+from upwell.cloud.jwks import ASK_AGAIN_S, BYTES_MAX, KEEP_S, RENEW_S, STRANGERS_MAX, Jwks, fetch_from
 from upwell.errors import TransientError
 
 WEAK_BITS = 1024
@@ -237,6 +238,34 @@ def test_made_up_keys_make_us_ask_now_and_then_only(
         refused(authorizer, f"Bearer {unsigned({'alg': 'RS256', 'kid': f'k{number}'}, claims, b'x' * 256)}")
         clock.at += ASK_AGAIN_S / 50
     assert provider.asked <= 5
+
+
+def test_made_up_keys_hold_up_a_few_threads_only(
+    provider: IdentityProvider, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the provider takes its time: all others answer those whose keys are known."""
+    monkeypatch.setattr(jwks, "WAIT_S", 30.0)
+    answering = threading.Event()
+
+    def fetch() -> bytes:
+        if provider.asked:
+            answering.wait(30)
+        return provider.fetch()
+
+    keys = Jwks(fetch, clock)
+    assert keys.key("rsa") is not None
+    clock.at += ASK_AGAIN_S + 1
+    threads = [threading.Thread(target=keys.key, args=(f"made up {n}",)) for n in range(30)]
+    started = time.monotonic()
+    for thread in threads:
+        thread.start()
+    while sum(thread.is_alive() for thread in threads) > STRANGERS_MAX:
+        assert time.monotonic() - started < 15
+        time.sleep(0.01)
+    answering.set()
+    for thread in threads:
+        thread.join(20)
+    assert provider.asked == 2
 
 
 def test_while_the_provider_is_away_its_keys_stay_good_for_hours(

@@ -24,6 +24,7 @@ ASK_AGAIN_S: Final = 10.0  # after a key that is not known, or a failure
 KEEP_S: Final = 6 * 3600.0  # without a word of the provider
 FETCH_S: Final = 5.0
 WAIT_S: Final = 1.0  # for another thread's attempt
+STRANGERS_MAX: Final = 4  # threads that may wait so, for the key of a name that anybody may have made up
 BYTES_MAX: Final = 256 * 1024
 KEYS_MAX: Final = 100
 RSA_BITS_MIN: Final = 2048
@@ -52,6 +53,7 @@ class Jwks:
         self._fetch = fetch
         self._clock = clock
         self._lock = threading.Lock()
+        self._strangers = threading.BoundedSemaphore(STRANGERS_MAX)
         self._keys: dict[str, Key] | None = None
         self._fetched_at = self._tried_at = float("-inf")
 
@@ -66,17 +68,27 @@ class Jwks:
 
     def _renewed(self, now: float, known: bool) -> dict[str, Key]:
         # Who knows the key already does not wait for somebody else's attempt, and nobody waits long.
-        wait_s = 0.0 if known else WAIT_S if self._keys is not None else FETCH_S
+        if self._keys is None:
+            self._take_turn(now, FETCH_S)
+        elif known:
+            self._take_turn(now, 0.0)
+        elif self._strangers.acquire(blocking=False):
+            try:
+                self._take_turn(now, WAIT_S)
+            finally:
+                self._strangers.release()
+        keys = self._keys
+        if keys is None or self._clock.monotonic() - self._fetched_at > KEEP_S:
+            raise TransientError("The identity provider's keys can't be had.", code="UW-AP-020")
+        return keys
+
+    def _take_turn(self, now: float, wait_s: float) -> None:
         if self._lock.acquire(timeout=wait_s):
             try:
                 if now - self._tried_at > ASK_AGAIN_S:
                     self._try()
             finally:
                 self._lock.release()
-        keys = self._keys
-        if keys is None or self._clock.monotonic() - self._fetched_at > KEEP_S:
-            raise TransientError("The identity provider's keys can't be had.", code="UW-AP-020")
-        return keys
 
     def _try(self) -> None:
         self._tried_at = self._clock.monotonic()
