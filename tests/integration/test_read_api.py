@@ -368,6 +368,14 @@ def test_large_headers_and_bodies_are_refused(place: Place) -> None:
     assert place.ask("/v1/orders/3", Content_Length="0").status == 200
 
 
+def test_who_brings_two_tokens_is_nobody(place: Place) -> None:
+    """What stands before the API may have looked at the other one."""
+    if not isinstance(place.home, Http):
+        return
+    first, second = (WHO[tenant]["Authorization"] for tenant in "ab")
+    assert place.ask("/v1/orders/3", None, authorization=first, Authorization=second).status == 401
+
+
 def test_a_body_over_http_is_refused_before_it_is_read(place: Place) -> None:
     if not isinstance(place.home, Http):
         return

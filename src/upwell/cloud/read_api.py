@@ -364,13 +364,18 @@ def _routes(api: ReadApi, reader: Reader) -> Starlette:
     return app
 
 
+def _all(values: Sequence[str]) -> str | None:
+    """As one, whichever way they came: https://www.rfc-editor.org/rfc/rfc9110#section-5.3."""
+    return ", ".join(values) if values else None
+
+
 def _asked(request: Request) -> Asked:
     headers, parameters = request.headers, request.path_params
     return Asked(
         table=parameters.get("table", ""),
         key=parameters.get("key", ""),
         query=request.query_params.multi_items(),
-        authorization=headers.get("authorization"),
-        if_none_match=headers.get("if-none-match"),
+        authorization=_all(headers.getlist("authorization")),  # two of them are none
+        if_none_match=_all(headers.getlist("if-none-match")),
         event=request.scope.get("aws.event"),
     )
