@@ -12,7 +12,7 @@ from tests.read_rows import Store, new_database, postgres_store
 from tests.read_shop import by_token, fill, shop
 from upwell.clock import SystemClock
 from upwell.cloud import guard
-from upwell.errors import OperatorError, Rejected
+from upwell.errors import OperatorError, Rejected, TransientError
 from upwell.model import TableSchema, Value
 from upwell.ports import Listing, Page
 
@@ -75,6 +75,18 @@ def test_what_only_a_person_can_mend(store: Store, error: Exception, status: int
         answer = home.ask("/v1/orders/3", A)
     assert (answer.status, answer.headers.get("retry-after")) == (status, retry)
     assert str(error).encode() not in answer.body
+
+
+def test_a_database_is_not_down_because_the_identity_provider_is(store: Store) -> None:
+    provider = IdentityProvider()
+    with in_lambda(shop(store, by_token(provider))) as home:
+        provider.away = True
+        answer = home.ask("/v1/orders/3", provider.bearer(tenant="a"))
+        assert (answer.status, answer.headers["retry-after"]) == (503, "2")
+        assert home.ask("/healthz").json == {"status": "ok", "database": "unknown"}
+        with in_lambda(broken(store, TransientError("It is away.", code="UW-AP-010"))) as other:
+            assert other.ask("/v1/orders/3", A).status == 503
+            assert other.ask("/healthz").json == {"status": "ok", "database": "down"}
 
 
 class Stopped(SystemClock):

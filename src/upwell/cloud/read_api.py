@@ -105,6 +105,8 @@ class ReadApi:
         except Problem as problem:
             answer = problem.answer()
         except UpwellError as error:
+            if isinstance(error, TransientError) and name != "-":  # before, the identity provider may be away
+                self._database = "down"
             answer = self._failed(error).answer()
         return answer, name
 
@@ -114,7 +116,6 @@ class ReadApi:
             self._told_at[error.code] = now
             log.error("%s", error.message, extra={"code": error.code, "remedy": error.remedy})
         if isinstance(error, TransientError):
-            self._database = "down"
             return Problem(503, "The data can't be read at the moment; ask again.", retry_after="2")
         if isinstance(error, OperatorError):
             return Problem(503, "The data can't be read until somebody mends it.", retry_after="30")
