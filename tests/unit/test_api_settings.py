@@ -53,6 +53,11 @@ def test_a_publisher_without_the_secrets_of_the_api_still_knows_the_heartbeat(tm
         ("api_keys:", "api_key:", "did you mean `api_keys`?"),
         ("    api_keys", "    iam: {tenants: {x: null}}\n    api_keys", "names iam and api_keys"),
         ("sha256: abab", "sha256: xxab", "api.authorization.api_keys.web.sha256: must be the SHA-256"),
+        (
+            "api_keys: {web:",
+            "api_keys: {other: {sha256: " + "ab" * 32 + ", tenant: b}, web:",
+            "the keys other and web are the same",
+        ),
         ("columns: [id, name]", "columns: []", "api.tables.users.columns: must not be empty"),
         ("users: {table", "Users: {table", "lower-case letters"),
         ("  cursor_key", "  schem: x.json\n  cursor_key", "did you mean `schema`?"),
