@@ -506,18 +506,6 @@ class AuthorizationSettings(Settings):
             )
         return self
 
-    @model_validator(mode="after")
-    def _told_apart(self) -> AuthorizationSettings:
-        """Whose a request is, no order of keys decides."""
-        names: dict[str, str] = {}
-        for name, key in (self.api_keys or {}).items():
-            other = names.setdefault(key.sha256, name)
-            if other != name:
-                raise PydanticCustomError(
-                    "choice", "the keys {one} and {two} are the same", {"one": other, "two": name}
-                )
-        return self
-
 
 class ApiIndexSettings(Settings):
     """A second way into a table: a global secondary index in DynamoDB, an index in a database."""

@@ -20,7 +20,7 @@ from upwell.model import TableName
 from upwell.ports import Clock, Reader, ReadIndex
 from upwell.readers.dynamodb import DynamoDbReader, ItemPlace
 from upwell.readers.postgres import PostgresReader
-from upwell.settings import ApiTableSettings
+from upwell.settings import ApiKeySettings, ApiTableSettings
 from upwell.targets.postgres_tables import target_name
 
 FILE_BYTES_MAX: Final = 16 * 1024 * 1024
@@ -107,7 +107,9 @@ def _item_table(table: ExposedTable, templates: KeyTemplates | None, prefix: str
 
 
 def authorizer(pipeline: Pipeline, clock: Clock) -> Authorizer:
-    """How callers show who they are; fetches nothing yet. Raises ConfigError where no caller could have a tenant."""
+    """How callers show who they are; fetches nothing yet. Raises ConfigError where no caller could have a tenant, or
+    where two could not be told apart.
+    """
     settings = pipeline.api().authorization
     if settings.jwt is not None:
         jwt = settings.jwt
@@ -118,6 +120,7 @@ def authorizer(pipeline: Pipeline, clock: Clock) -> Authorizer:
         made: Authorizer = IamAuthorizer(tenants)
     else:
         keys = settings.api_keys or {}
+        _check_told_apart(keys)
         tenants = {name: key.tenant for name, key in keys.items()}
         made = ApiKeyAuthorizer({name: (key.sha256, key.tenant) for name, key in keys.items()})
     guarded = [name for name, table in pipeline.api().tables.items() if table.tenant is not None]
@@ -128,6 +131,18 @@ def authorizer(pipeline: Pipeline, clock: Clock) -> Authorizer:
             remedy="Give each caller its `tenant`.",
         )
     return made
+
+
+def _check_told_apart(keys: Mapping[str, ApiKeySettings]) -> None:
+    names: dict[str, str] = {}
+    for name, key in keys.items():
+        other = names.setdefault(key.sha256, name)
+        if other != name:
+            raise ConfigError(
+                f"In api.authorization.api_keys, {other} and {name} are the same key.",
+                code="UW-AP-003",
+                remedy="Give each caller a key of its own.",
+            )
 
 
 def app(pipeline: Pipeline, clock: Clock, answer_bytes_max: int | None = None) -> Guard:
