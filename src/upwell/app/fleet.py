@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 from urllib.parse import parse_qsl, urlsplit
@@ -98,6 +99,8 @@ def _end(daemon: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             daemon.kill()
             daemon.wait()
+    with suppress(ProcessLookupError):  # a program whose target is away hears nothing of the daemon's end
+        os.killpg(daemon.pid, signal.SIGKILL)
 
 
 def _properties(pipeline: Pipeline) -> Iterator[tuple[str, str]]:
