@@ -22,7 +22,7 @@ from upwell.app import build_cloud
 from upwell.clock import SystemClock
 from upwell.config import load
 from upwell.errors import ConfigError, OperatorError
-from upwell.heartbeat import HEARTBEAT
+from upwell.heartbeat import HEARTBEAT, freshness
 from upwell.model import Column, Kind, TableSchema
 
 KEYS = {"users": ["id"], "orders": ["pk", "sk"]}
@@ -194,6 +194,24 @@ def test_two_pipelines_in_one_stream_and_one_target_each_go_on_where_they_were(s
             shop(command, "--once")
     assert set(shop.items.rows("users")) == {(1,), (2,)}
     assert set(shop.items.rows("orders")) == {("USER#1", "00007")}
+
+
+def test_of_a_table_that_is_published_no_more_nobody_says_how_old_it_is(shop: Shop) -> None:
+    shop.items._keys = {**KEYS, "upwell_heartbeat": ["pipeline", "beat"]}
+
+    def complete() -> dict[str, bool]:
+        shop.through()
+        said = freshness(list(shop.items.rows("upwell_heartbeat").values()))
+        assert said is not None
+        return {table: said.complete(f"main.{table}") for table in KEYS}
+
+    api = {"api": {"heartbeat": "10s", "cursor_key": "${A_KEY_THAT_IS_NOT_HERE}"}}
+    shop.configure(**api)
+    assert complete() == {"users": True, "orders": True}
+    shop.configure(**api, tables={"users": {}})
+    assert complete() == {"users": True, "orders": False}
+    shop.configure(**api)
+    assert complete() == {"users": True, "orders": True}
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from upwell.clock import iso_time
@@ -50,15 +51,18 @@ class Heartbeats:
         version, now = pack_version(frontier.epoch, 0, 0), iso_time(self._clock.now())
         return withdrawal(self._pipeline, self._lanes, version, now) if self._every_lane else []
 
-    def due(self, head: Callable[[], int], frontier: Progress, done: Progress | None) -> list[ChangeEvent]:
+    def due(
+        self, head: Callable[[], int], frontier: Progress, done: Progress | None, published: AbstractSet[str]
+    ) -> list[ChangeEvent]:
         """What is to be offered now, as the next thing; nothing most of the time.
 
         To be called where nothing of a transaction is offered whose rest is still to come. `done`: all up to it is
-        durable. Raises what `head` does.
+        durable. `published`: the source's tables; others were published once, and what is there of them is old.
+        Raises what `head` does.
         """
         resyncing = frozenset(
             name for name, table in frontier.tables.items() if table.wanted or table.phase != TablePhase.STREAM
-        )
+        ) | (frontier.schemas.keys() - published)
         if self._asked is None:
             now = self._clock.monotonic()
             if now < self._due_at and resyncing == self._told:

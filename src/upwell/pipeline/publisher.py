@@ -343,7 +343,7 @@ class Publisher:
     def _beat(self) -> None:
         if self._heartbeats is None or not self._started or not self._between_transactions():
             return
-        rows = self._heartbeats.due(self._source.head, self._frontier, self.done)
+        rows = self._heartbeats.due(self._source.head, self._frontier, self.done, self._sources.keys())
         if rows:
             self._offer(rows, events=self._frontier.events)  # they are none of the source's
 
