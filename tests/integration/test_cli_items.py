@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import closing
@@ -212,6 +214,12 @@ def test_of_a_table_that_is_published_no_more_nobody_says_how_old_it_is(shop: Sh
     assert complete() == {"users": True, "orders": False}
     shop.configure(**api)
     assert complete() == {"users": True, "orders": True}
+
+
+def test_however_often_its_heart_beats_it_ends_when_all_is_sent(shop: Shop) -> None:
+    """The source is asked for news for as long as it takes until the next beat."""
+    shop.configure(api={"heartbeat": "1s", "cursor_key": "${A_KEY_THAT_IS_NOT_HERE}"})
+    subprocess.run([sys.executable, "-m", "upwell", "publish", "--once", "-c", str(shop.file)], check=True, timeout=30)
 
 
 @pytest.mark.parametrize(

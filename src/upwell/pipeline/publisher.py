@@ -287,9 +287,8 @@ class Publisher:
         self._started = True
         self._snapshot()
         self._beat()
-        told = self._heartbeats is None or not self._heartbeats.waiting
         durable = self.delivery.idle and self._unsaved is None
-        self.caught_up = not window.more and durable and told and not self._busy_tables()
+        self.caught_up = not window.more and durable and not self._beat_waits and not self._busy_tables()
         return True
 
     def _renew(self) -> None:
@@ -305,6 +304,8 @@ class Publisher:
 
     def _read_wait_s(self) -> float:
         busy = not self.delivery.idle or self._unsaved is not None or self._busy_tables()
+        # Where all has just been saved, that is to be seen before the next heartbeat is due.
+        busy = busy or not (self.caught_up or self._beat_waits)
         return READ_WAIT_BUSY_S if busy else self._settings.poll_interval_s
 
     def _busy_tables(self) -> bool:
@@ -339,6 +340,10 @@ class Publisher:
             self._highest_commit = max(self._highest_commit, unpack_version(window.events[-1].version)[1])
         self._offer(events, position=window.position, commit=window.commit)
         failpoint("publisher.offered")
+
+    @property
+    def _beat_waits(self) -> bool:
+        return self._heartbeats is not None and self._heartbeats.waiting
 
     def _beat(self) -> None:
         if self._heartbeats is None or not self._started or not self._between_transactions():
