@@ -23,6 +23,7 @@ from upwell.targets.postgres_tables import target_name
 
 PIPELINE = "shop"
 REGION = "eu-west-1"
+INDEX_S = 120.0  # DynamoDB Local on a busy machine
 ORDERS = TableSchema(
     "dbo.orders",
     (
@@ -199,7 +200,7 @@ def _add_index(service: AwsService, form: ItemForm, name: str, columns: tuple[st
         },
     )
     clock = SystemClock()
-    deadline = clock.monotonic() + 20
+    deadline = clock.monotonic() + INDEX_S
     while True:
         table = service.call("DescribeTable", {"TableName": form.table})["Table"]
         made = [each for each in table.get("GlobalSecondaryIndexes", []) if each["IndexName"] == name]

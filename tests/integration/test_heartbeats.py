@@ -85,6 +85,19 @@ def in_dynamodb(endpoint: str, prefix: str, pipeline: str) -> Rows:
     return rows
 
 
+def who_may_use_the_schema_learns_the_age_and_nothing_else(url: str) -> None:
+    reader = f"reader_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE {reader}".encode())
+        connection.execute(f"GRANT USAGE ON SCHEMA upwell TO {reader}".encode())
+        connection.execute(f"SET ROLE {reader}".encode())
+        assert connection.execute("SELECT beats FROM upwell.upwell_heartbeat").fetchone()
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute("SELECT payload FROM upwell.dead_letter")
+        connection.execute("RESET ROLE")
+        connection.execute(f"DROP OWNED BY {reader}; DROP ROLE {reader}".encode())
+
+
 def now() -> str:
     return datetime.now(UTC).isoformat()
 
@@ -106,6 +119,7 @@ def through_kinesis(
     kinesis = {"stream": stream, "region": REGION, "endpoint_url": kinesis_endpoint, "lanes": 8}
     name = configure(tmp_path, {"kinesis": kinesis}, subscriber={"target": url})
     yield in_postgres(url, name), 8
+    who_may_use_the_schema_learns_the_age_and_nothing_else(url)
     postgres_cluster.drop_database(database)
 
 

@@ -220,7 +220,11 @@ def create_statements(session: Session, schema: TableSchema, name: TableName) ->
     ]
     key = ", ".join(map(ident, schema.key))
     created = [f"CREATE SCHEMA IF NOT EXISTS {ident(name.schema)}"] if name.schema != "public" else []
-    return [*created, f"CREATE TABLE IF NOT EXISTS {ident(*name)} ({', '.join(columns)}, PRIMARY KEY ({key}))"]
+    created.append(f"CREATE TABLE IF NOT EXISTS {ident(*name)} ({', '.join(columns)}, PRIMARY KEY ({key}))")
+    if schema.table == HEARTBEAT_TABLE:
+        # Who reads the rows must learn their age, and nothing else of our schema: dead letters lie there too.
+        created.append(f"GRANT SELECT ON {ident(*name)} TO PUBLIC")
+    return created
 
 
 def add_statement(session: Session, schema: TableSchema, name: TableName, missing: Iterable[int]) -> str:

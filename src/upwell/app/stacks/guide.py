@@ -64,7 +64,7 @@ sql 'CREATE ROLE {reader} LOGIN'
 sql 'GRANT rds_iam TO {reader}'
 sql 'GRANT USAGE ON SCHEMA public TO {reader}'
 sql 'GRANT USAGE ON SCHEMA upwell TO {reader}'
-sql 'ALTER DEFAULT PRIVILEGES FOR ROLE {subscriber} GRANT SELECT ON TABLES TO {reader}'
+sql 'ALTER DEFAULT PRIVILEGES FOR ROLE {subscriber} IN SCHEMA public GRANT SELECT ON TABLES TO {reader}'
 ```
 
 Until then the function fails and is called again by AWS; nothing is lost. Other schemas that rows go to need the same
