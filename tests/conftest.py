@@ -80,6 +80,13 @@ def standin_kinesis_endpoint(shared_folder: Path) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="session")
+def indexing_dynamodb_endpoint(shared_folder: Path) -> Iterator[str]:
+    """The URL of a DynamoDB for tests that make indexes: where tables are many, it is minutes late with them."""
+    with shared(shared_folder, "UPWELL_TEST_INDEXING_DYNAMODB_URL", DynamoDbLocal, lambda part: part.url) as url:
+        yield url
+
+
 @pytest.fixture
 def kinesis_faults(kinesis_endpoint: str) -> Iterator[FaultProxy]:
     """A way to that Kinesis that does what it is told to; nothing at first."""

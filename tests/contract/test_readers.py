@@ -10,8 +10,8 @@ from tests.read_rows import Store, dynamodb_store, new_database, postgres_store
 
 
 @pytest.fixture(scope="module")
-def items(dynamodb_endpoint: str) -> Iterator[Store]:
-    with dynamodb_store(dynamodb_endpoint) as store:
+def items(indexing_dynamodb_endpoint: str) -> Iterator[Store]:
+    with dynamodb_store(indexing_dynamodb_endpoint) as store:
         yield store
 
 

@@ -37,8 +37,8 @@ def relational(postgres_cluster: PostgresServer) -> Iterator[Store]:
 
 
 @pytest.fixture(scope="module")
-def items(dynamodb_endpoint: str) -> Iterator[Store]:
-    with dynamodb_store(dynamodb_endpoint) as store:
+def items(indexing_dynamodb_endpoint: str) -> Iterator[Store]:
+    with dynamodb_store(indexing_dynamodb_endpoint) as store:
         fill(store)
         yield store
 

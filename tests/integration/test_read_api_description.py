@@ -38,10 +38,16 @@ def serverless(endpoint: str, provider: IdentityProvider) -> Iterator[Http]:
 
 
 @pytest.mark.parametrize("kind", ["relational", "serverless"])
-def test_nothing_is_found(kind: str, postgres_cluster: PostgresServer, dynamodb_endpoint: str, tmp_path: Path) -> None:
+def test_nothing_is_found(
+    kind: str, postgres_cluster: PostgresServer, indexing_dynamodb_endpoint: str, tmp_path: Path
+) -> None:
     provider = IdentityProvider()
     token = provider.bearer(tenant="a")["Authorization"]
-    made = relational(postgres_cluster, provider) if kind == "relational" else serverless(dynamodb_endpoint, provider)
+    made = (
+        relational(postgres_cluster, provider)
+        if kind == "relational"
+        else serverless(indexing_dynamodb_endpoint, provider)
+    )
     with made as home:
         done = subprocess.run(
             [

@@ -125,12 +125,12 @@ SQLSERVER_ROW = st.tuples(
 
 
 @pytest.fixture(scope="module")
-def both(postgres_cluster: PostgresServer, dynamodb_endpoint: str) -> Iterator[tuple[Store, Store]]:
+def both(postgres_cluster: PostgresServer, indexing_dynamodb_endpoint: str) -> Iterator[tuple[Store, Store]]:
     layout = Layout((FROM_POSTGRES, FROM_SQLSERVER))
     with (
         new_database(postgres_cluster) as database,
         postgres_store(postgres_cluster, database, layout) as relational,
-        dynamodb_store(dynamodb_endpoint, layout) as items,
+        dynamodb_store(indexing_dynamodb_endpoint, layout) as items,
     ):
         yield relational, items
 
@@ -167,12 +167,12 @@ BINARY = TableSchema(
 BY_DIGEST = ReadIndex("by-digest", "digest", None)
 
 
-def test_what_is_no_base64_is_no_bytes(postgres_cluster: PostgresServer, dynamodb_endpoint: str) -> None:
+def test_what_is_no_base64_is_no_bytes(postgres_cluster: PostgresServer, indexing_dynamodb_endpoint: str) -> None:
     layout = Layout((BINARY,), {BINARY.table: {BY_DIGEST.name: (BY_DIGEST.partition_key, None)}})
     with (
         new_database(postgres_cluster) as database,
         postgres_store(postgres_cluster, database, layout) as relational,
-        dynamodb_store(dynamodb_endpoint, layout) as items,
+        dynamodb_store(indexing_dynamodb_endpoint, layout) as items,
     ):
         for store in (relational, items):
             store.write.put(BINARY, [["AQI=", "AQID"]])
@@ -187,7 +187,7 @@ def test_what_is_no_base64_is_no_bytes(postgres_cluster: PostgresServer, dynamod
 # --- DynamoDB only --------------------------------------------------------------------------------------------------
 
 
-def test_a_row_whose_rest_waits_in_s3_is_read_from_there(dynamodb_endpoint: str) -> None:
+def test_a_row_whose_rest_waits_in_s3_is_read_from_there(indexing_dynamodb_endpoint: str) -> None:
     large = TableSchema(
         "dbo.large",
         (ID, Column("text", "nvarchar(max)", Kind.TEXT), Column("tenant_id", "int", Kind.TEXT)),
@@ -197,7 +197,7 @@ def test_a_row_whose_rest_waits_in_s3_is_read_from_there(dynamodb_endpoint: str)
     with FakeS3("upwell-test") as s3:
         bucket = S3Bucket("upwell-test", "eu-west-1", endpoint_url=s3.url)
         claims = Claims(bucket, "upwell/", "shop")
-        with dynamodb_store(dynamodb_endpoint, Layout((large,)), claims) as store:
+        with dynamodb_store(indexing_dynamodb_endpoint, Layout((large,)), claims) as store:
             mine: list[list[Value]] = [[n, str(n) * 700_000, "a"] for n in range(1, 4)]
             store.write.put(large, [*mine, [9, "x" * 500_000, "b"]])
             assert s3.count("PUT") == 4
@@ -213,13 +213,13 @@ def test_a_row_whose_rest_waits_in_s3_is_read_from_there(dynamodb_endpoint: str)
         claims.close()
 
 
-def test_rows_of_others_in_s3_cost_no_more_than_ones_own(dynamodb_endpoint: str) -> None:
+def test_rows_of_others_in_s3_cost_no_more_than_ones_own(indexing_dynamodb_endpoint: str) -> None:
     keyed = (Column("tenant_id", "nvarchar(9)", Kind.TEXT), ID, Column("text", "nvarchar(max)", Kind.TEXT))
     by_id = TableSchema("dbo.by_id", keyed, ("id",), "sqlserver")
     by_tenant = TableSchema("dbo.by_tenant", keyed, ("id", "tenant_id"), "sqlserver")
     with FakeS3("upwell-test") as s3:
         claims = Claims(S3Bucket("upwell-test", "eu-west-1", endpoint_url=s3.url), "upwell/", "shop")
-        with dynamodb_store(dynamodb_endpoint, Layout((by_id, by_tenant)), claims) as store:
+        with dynamodb_store(indexing_dynamodb_endpoint, Layout((by_id, by_tenant)), claims) as store:
             for schema in (by_id, by_tenant):
                 store.write.put(schema, [["b", n, str(n) * 700_000] for n in range(1, 6)])
             page = store.reader.page(Listing(by_id, A, None, None, None, 100))
@@ -232,14 +232,14 @@ def test_rows_of_others_in_s3_cost_no_more_than_ones_own(dynamodb_endpoint: str)
         claims.close()
 
 
-def test_in_a_shared_table_each_sees_its_own(dynamodb_endpoint: str) -> None:
+def test_in_a_shared_table_each_sees_its_own(indexing_dynamodb_endpoint: str) -> None:
     table = f"shared-{uuid.uuid4().hex[:8]}"
     notes = TableSchema("dbo.notes", LINES.columns, LINES.key, LINES.dialect)
     templates = {
         "dbo.order_lines": KeyTemplates(table, "TENANT#{tenant_id}", "LINE#{sku}#{line:05}"),
         "dbo.notes": KeyTemplates(table, "NOTE#{tenant_id}", "NOTE#{sku}#{line:05}"),
     }
-    with dynamodb_store(dynamodb_endpoint, Layout((LINES, notes), {}, templates)) as store:
+    with dynamodb_store(indexing_dynamodb_endpoint, Layout((LINES, notes), {}, templates)) as store:
         lines: list[list[Value]] = [["a", "x#y", 1, 1], ["a", "x", 2, 1], ["b", "x", 1, 1]]
         store.write.put(LINES, lines)
         store.write.put(notes, [["a", "x", 1, 2]])

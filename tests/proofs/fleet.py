@@ -19,7 +19,7 @@ import psycopg
 
 from lab import kcl
 from lab.haproxy import HaProxy
-from lab.parts import StandinKinesis
+from lab.parts import DynamoDbLocal, StandinKinesis
 from tests.acceptance.compare import Watch, kinesis_client
 from tests.acceptance.pipelines import Pipeline, Program, explained, new_seed, through_kinesis
 from tests.acceptance.workload import KEYS, TABLES, SteadyWriting, Writing, create_tables
@@ -53,6 +53,7 @@ def run(servers: Servers, folder: Path, size: Size) -> Figures:
     with (
         StandinKinesis(limits=1, change_s=CHANGE_S) as kinesis,
         HaProxy([kinesis.url], http2=True) as http2,
+        DynamoDbLocal() as dynamodb,  # KCL waits for an index, which comes late where tables are many
         servers.databases(2) as (source, target),
     ):
         for url in (source, target):
@@ -69,7 +70,7 @@ def run(servers: Servers, folder: Path, size: Size) -> Figures:
         )
         pipeline.environ |= {
             "PYTHONPATH": os.pathsep.join((library, os.environ.get("PYTHONPATH", ""))).rstrip(os.pathsep),
-            "AWS_ENDPOINT_URL_DYNAMODB": servers.dynamodb,
+            "AWS_ENDPOINT_URL_DYNAMODB": dynamodb.url,
             "JAVA_TOOL_OPTIONS": "-Daws.cborEnabled=false",  # the stand-in knows JSON only
         }
         with closing(pipeline), explained(pipeline, seed):
